@@ -1,0 +1,62 @@
+// What a backend is asked to do: one step over a list of tensors. No torch in here: plain addresses and numbers, which
+// the binding fills in and the CPU and CUDA backends read.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/layout.h"
+#include "rules/clip.h"
+#include "rules/norm.h"
+#include "rules/rules.h"
+
+namespace gradfast {
+
+enum class DType : int { float64, float32, float16, bfloat16 };
+
+inline constexpr int kParameter = 0;  // places in Slot::arrays
+inline constexpr int kGradient = 1;
+inline constexpr int kFirstState = 2;
+
+// One tensor with everything that a rule reads or writes for it.
+struct Slot {
+  void* arrays[kMaxArrays] = {};  // parameter, gradient, states; first element of each
+  float* step = nullptr;          // number of updates so far, on the tensor's device; counted up unless skipped
+  std::int64_t elements = 0;      // real numbers: a complex tensor counts two an element
+  std::int32_t group = 0;         // index into Problem::groups
+  std::int32_t layout = -1;       // index into Problem::layouts; -1: dense, memory order serves for all arrays
+  DType dtype = DType::float32;   // of all arrays
+};
+
+// One parameter group: which rule, and its scalars.
+struct Group {
+  int rule = -1;                   // index into Rules; -1: measure only
+  PackedHyperparameters values{};  // value[0] is the learning rate
+  const void* lr = nullptr;        // CUDA only: the learning rate in device memory, replaces value[0]
+  bool lr_is_double = false;
+};
+
+struct Problem {
+  std::vector<Slot> slots;
+  std::vector<Layout> layouts;
+  std::vector<Group> groups;
+  Norm norm;
+  ClipSettings clip;
+  const float* loss_scale = nullptr;      // mixed precision: the gradients in memory carry this factor
+  const float* found_infinite = nullptr;  // mixed precision: nonzero asks to skip
+};
+
+// Which of the two phases to run. `update` alone takes the total (a sum of powers, not yet a norm) from the caller.
+enum class Phase : int { measure = 1, update = 2, both = 3 };
+
+// What a step leaves behind, in the memory of the device that ran it.
+struct Report {
+  double sum = 0;          // over all elements: sum of powers (largest magnitude for the infinity norm)
+  double norm = 0;         // of the true gradients, before clipping
+  double coefficient = 1;  // in [0, 1]
+  std::int64_t skipped_steps = 0;
+  std::int32_t skipped = 0;          // 1 if the last step was skipped
+  std::int32_t first_nonfinite = -1;  // slot of the first tensor whose sum is not finite, when it was
+};
+
+}  // namespace gradfast

@@ -1,0 +1,66 @@
+// Adam and AdamW for one element. Same update as torch.optim.Adam / AdamW; t is the tensor's step count:
+//
+//   g <- scale * g                                (clipping; negated when maximising)
+//   coupled:    g <- g + weight_decay * p + l1 * sign(p)                       Kingma and Ba 2015 with L2
+//   decoupled:  p <- shrink(p, 1 - lr * weight_decay, lr * l1)                 Loshchilov and Hutter 2019
+//   m <- m + (1 - beta1) * (g - m)                exp_avg
+//   v <- beta2 * v + (1 - beta2) * g^2            exp_avg_sq
+//   u <- v, or max(u, v) with AMSGrad             max_exp_avg_sq, Reddi, Kale, Kumar 2018
+//   p <- p - lr / (1 - beta1^t) * m / (sqrt(u) / sqrt(1 - beta2^t) + eps)
+#pragma once
+
+#include "rules/decay.h"
+
+namespace gradfast {
+
+template <bool kAmsgrad>
+struct Adam {
+  static constexpr const char* kName = kAmsgrad ? "adam_amsgrad" : "adam";
+  static constexpr int kStates = kAmsgrad ? 3 : 2;
+
+  struct Hyperparameters {  // one parameter group; all doubles, in the order in which Python passes them
+    double lr, beta1, beta2, eps, weight_decay, l1, decoupled, maximize;
+  };
+
+  template <class A>
+  struct Constants {  // what is the same for every element of a tensor in a step
+    A gradient_scale, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_sqrt_correction, eps;
+    A coupled_decay, coupled_l1, keep, l1_step;
+  };
+
+  template <class A>
+  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double step, double scale) {
+    const bool decoupled = h.decoupled != 0;
+    Constants<A> k;
+    k.gradient_scale = static_cast<A>(h.maximize != 0 ? -scale : scale);
+    k.one_minus_beta1 = static_cast<A>(1 - h.beta1);
+    k.beta2 = static_cast<A>(h.beta2);
+    k.one_minus_beta2 = static_cast<A>(1 - h.beta2);
+    k.step_size = static_cast<A>(h.lr / (1 - std::pow(h.beta1, step)));
+    k.inverse_sqrt_correction = static_cast<A>(1 / std::sqrt(1 - std::pow(h.beta2, step)));
+    k.eps = static_cast<A>(h.eps);
+    k.coupled_decay = static_cast<A>(decoupled ? 0 : h.weight_decay);
+    k.coupled_l1 = static_cast<A>(decoupled ? 0 : h.l1);
+    k.keep = static_cast<A>(decoupled ? 1 - h.lr * h.weight_decay : 1);
+    k.l1_step = static_cast<A>(decoupled ? h.lr * h.l1 : 0);
+    return k;
+  }
+
+  template <class A>
+  static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A* state) {
+    g = add_decay(g * k.gradient_scale, p, k.coupled_decay, k.coupled_l1);
+    p = shrink(p, k.keep, k.l1_step);
+    const A m = state[0] + k.one_minus_beta1 * (g - state[0]);
+    const A v = k.beta2 * state[1] + k.one_minus_beta2 * g * g;
+    state[0] = m;
+    state[1] = v;
+    A u = v;
+    if constexpr (kAmsgrad) {
+      u = v > state[2] || v != v ? v : state[2];  // NaN wins, as in torch.maximum
+      state[2] = u;
+    }
+    p -= k.step_size * m / (std::sqrt(u) * k.inverse_sqrt_correction + k.eps);
+  }
+};
+
+}  // namespace gradfast

@@ -1,0 +1,32 @@
+// Every rule that the backends offer. A new optimiser adds its header and its name here, and both backends have it.
+#pragma once
+
+#include "rules/adam.h"
+#include "rules/gradient.h"
+#include "rules/sgd.h"
+
+namespace gradfast {
+
+template <class... Rule>
+struct RuleList {};
+
+using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, ScaleGradient, ClampGradient>;
+
+inline constexpr int kMaxStates = 3;
+inline constexpr int kMaxHyperparameters = 8;
+inline constexpr int kMaxConstantsBytes = 128;
+
+// The hyper-parameters of one parameter group as they travel from Python: the fields of a rule's Hyperparameters.
+struct PackedHyperparameters {
+  double value[kMaxHyperparameters];
+};
+
+template <class Rule>
+GF_HOST_DEVICE typename Rule::Hyperparameters unpack(const PackedHyperparameters& packed) {
+  static_assert(sizeof(typename Rule::Hyperparameters) <= sizeof packed, "raise kMaxHyperparameters");
+  typename Rule::Hyperparameters hyperparameters;
+  std::memcpy(&hyperparameters, packed.value, sizeof hyperparameters);
+  return hyperparameters;
+}
+
+}  // namespace gradfast
