@@ -24,8 +24,7 @@ struct Sgd {
 
   template <class A>
   struct Constants {  // what is the same for every element of a tensor in a step
-    A gradient_scale, lr, momentum, one_minus_dampening, weight_decay, l1;
-    bool nesterov, first_step;
+    A gradient_scale, lr, momentum, keep, gain, nesterov, weight_decay, l1;
   };
 
   // `step` counts from 1: the number of updates that this tensor has had, this one included.
@@ -35,11 +34,12 @@ struct Sgd {
     k.gradient_scale = static_cast<A>(h.maximize != 0 ? -scale : scale);
     k.lr = static_cast<A>(h.lr);
     k.momentum = static_cast<A>(h.momentum);
-    k.one_minus_dampening = static_cast<A>(1 - h.dampening);
+    // The first step takes the gradient undamped: m was created as zero, and 0 * 0 + 1 * g is g exactly.
+    k.keep = static_cast<A>(step == 1 ? 0 : h.momentum);
+    k.gain = static_cast<A>(step == 1 ? 1 : 1 - h.dampening);
     k.weight_decay = static_cast<A>(h.weight_decay);
     k.l1 = static_cast<A>(h.l1);
-    k.nesterov = h.nesterov != 0;
-    k.first_step = step == 1;
+    k.nesterov = static_cast<A>(h.nesterov);
     return k;
   }
 
@@ -48,9 +48,9 @@ struct Sgd {
     g = add_decay(g * k.gradient_scale, p, k.weight_decay, k.l1);
     A update = g;
     if constexpr (kMomentum) {
-      const A m = k.first_step ? g : k.momentum * state[0] + k.one_minus_dampening * g;
+      const A m = k.keep * state[0] + k.gain * g;
       state[0] = m;
-      update = k.nesterov ? g + k.momentum * m : m;
+      update = k.nesterov != 0 ? g + k.momentum * m : m;
     }
     p -= k.lr * update;
   }

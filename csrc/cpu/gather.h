@@ -1,0 +1,16 @@
+// Chunks of tensors whose arrays are laid out differently: the elements are gathered into small contiguous buffers,
+// go through the same loops as everything else, and are scattered back. A few kilobytes of stack, no temporary.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "plan/chunk.h"
+
+namespace gradfast::cpu {
+
+double measure_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, MeasureFunction measure,
+                        const Norm& norm);
+
+void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, const UpdateFunctions& functions,
+                     const void* constants);
+
+}  // namespace gradfast::cpu

@@ -1,0 +1,155 @@
+#include "cpu/stepper.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+
+#include "cpu/gather.h"
+
+namespace gradfast::cpu {
+namespace {
+
+// 256 KB of fp32 gradients: small enough to share out evenly, large enough that handing it out costs nothing.
+constexpr std::int64_t kChunkElements = 64 * 1024;
+
+// Below this a second thread costs more than it brings.
+constexpr std::int64_t kSerialElements = 32 * 1024;
+
+ClipDecision decide(const Problem& problem, double sum) {
+  const double loss_scale = problem.loss_scale == nullptr ? 1.0 : *problem.loss_scale;
+  const bool found_infinite = problem.found_infinite != nullptr && *problem.found_infinite != 0;
+  return gradfast::decide(problem.clip, gradfast::finish(problem.norm, sum), loss_scale, found_infinite);
+}
+
+}  // namespace
+
+void Stepper::run(const Problem& problem, bool changed, Phase phase, double total, int threads) {
+  if (changed || functions_.size() != problem.slots.size()) prepare(problem);
+  const bool measures = phase != Phase::update;
+  const bool updates = phase != Phase::measure;
+  const auto tasks = static_cast<int>(plan_.tasks.size());
+  if (plan_.elements < kSerialElements) threads = 1;
+  std::atomic<int> next_measure{0}, next_update{0};
+  const double given = total;
+  ClipDecision decision{};
+
+  const auto work = [&](bool first_thread) {
+    if (measures) {
+      for (int t; (t = next_measure.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        measure_task(problem, plan_.tasks[t]);
+      }
+#pragma omp barrier
+    }
+    // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
+    const double sum = measures ? combine(problem.norm) : given;
+    const ClipDecision mine = decide(problem, sum);
+    if (first_thread) {
+      decision = mine;
+      total = sum;
+    }
+    if (updates && !mine.skip) {
+      for (int t; (t = next_update.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        update_task(problem, plan_.tasks[t], mine.scale);
+      }
+    }
+  };
+
+  if (threads == 1) {
+    work(true);
+  } else {
+#pragma omp parallel num_threads(threads)
+    work(omp_get_thread_num() == 0);
+  }
+  finish(problem, phase, total, decision);
+}
+
+void Stepper::prepare(const Problem& problem) {
+  std::vector<std::int64_t> sizes;
+  functions_.clear();
+  for (const Slot& slot : problem.slots) {
+    sizes.push_back(slot.elements);
+    const int rule = problem.groups[slot.group].rule;
+    functions_.push_back(rule < 0 ? UpdateFunctions{} : update_functions(rule, slot.dtype));
+  }
+  plan_ = make_plan(sizes, kChunkElements);
+  chunk_sums_.assign(plan_.chunks.size(), 0.0);
+  tensor_sums_.assign(problem.slots.size(), 0.0);
+}
+
+void Stepper::measure_task(const Problem& problem, const Task& task) {
+  for (int c = task.first_chunk; c < task.last_chunk; ++c) {
+    const Chunk& chunk = plan_.chunks[c];
+    const Slot& slot = problem.slots[chunk.tensor];
+    const MeasureFunction measure = measure_function(problem.norm.kind, slot.dtype);
+    const auto bytes = size_of(slot.dtype);
+    if (slot.layout < 0) {
+      const auto* gradients = static_cast<const std::byte*>(slot.arrays[kGradient]) + chunk.offset * bytes;
+      chunk_sums_[c] = measure(gradients, chunk.length, problem.norm.p);
+    } else {
+      chunk_sums_[c] = measure_gathered(slot, problem.layouts[slot.layout], chunk, measure, problem.norm);
+    }
+  }
+}
+
+void Stepper::update_task(const Problem& problem, const Task& task, double scale) const {
+  alignas(16) std::byte constants[kMaxConstantsBytes];
+  const Slot* prepared = nullptr;  // the constants are those of this slot: neighbours mostly share them
+  for (int c = task.first_chunk; c < task.last_chunk; ++c) {
+    const Chunk& chunk = plan_.chunks[c];
+    const Slot& slot = problem.slots[chunk.tensor];
+    const UpdateFunctions& functions = functions_[chunk.tensor];
+    const bool same = prepared != nullptr && prepared->group == slot.group && prepared->dtype == slot.dtype &&
+                      (prepared->step == slot.step || (prepared->step && slot.step && *prepared->step == *slot.step));
+    if (!same) {
+      const double step = slot.step == nullptr ? 1.0 : *slot.step + 1.0;
+      functions.prepare(problem.groups[slot.group].values, step, scale, constants);
+      prepared = &slot;
+    }
+    if (slot.layout < 0) {
+      Span span{{}, chunk.length};
+      for (int a = 0; a < functions.arrays; ++a) {
+        span.arrays[a] = static_cast<std::byte*>(slot.arrays[a]) + chunk.offset * size_of(slot.dtype);
+      }
+      functions.update(constants, span);
+    } else {
+      update_gathered(slot, problem.layouts[slot.layout], chunk, functions, constants);
+    }
+  }
+}
+
+double Stepper::combine(const Norm& norm) const {
+  double total = 0;
+  for (std::size_t c = 0; c < chunk_sums_.size();) {
+    const std::int32_t tensor = plan_.chunks[c].tensor;
+    double sum = 0;
+    for (; c < chunk_sums_.size() && plan_.chunks[c].tensor == tensor; ++c) sum = join(norm, sum, chunk_sums_[c]);
+    total = join(norm, total, sum);
+  }
+  return total;
+}
+
+void Stepper::finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision) {
+  if (phase != Phase::update) {
+    std::fill(tensor_sums_.begin(), tensor_sums_.end(), 0.0);
+    for (std::size_t c = 0; c < chunk_sums_.size(); ++c) {
+      double& sum = tensor_sums_[plan_.chunks[c].tensor];
+      sum = join(problem.norm, sum, chunk_sums_[c]);
+    }
+    const auto bad = std::find_if_not(tensor_sums_.begin(), tensor_sums_.end(), is_finite);
+    report_.first_nonfinite = bad == tensor_sums_.end() ? -1 : static_cast<std::int32_t>(bad - tensor_sums_.begin());
+  }
+  report_.sum = total;
+  report_.norm = decision.norm;
+  report_.coefficient = decision.coefficient;
+  if (phase == Phase::measure) return;
+  report_.skipped = decision.skip ? 1 : 0;
+  report_.skipped_steps += report_.skipped;
+  if (decision.skip) return;
+  for (const Slot& slot : problem.slots) {
+    if (slot.step != nullptr) *slot.step += 1.0f;
+  }
+}
+
+}  // namespace gradfast::cpu

@@ -1,0 +1,37 @@
+// One step over all tensors in host memory: measure, decide, update, in one parallel region.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "plan/chunk.h"
+#include "plan/problem.h"
+
+namespace gradfast::cpu {
+
+class Stepper {
+ public:
+  // Runs one step and returns when it is done.
+  //   changed  the slots' number, sizes, dtypes, groups or layouts, or the groups' rules, differ from the last call's
+  //   total    a sum of powers to clip by, for Phase::update alone
+  //   threads  how many workers at most; the result does not depend on it
+  void run(const Problem& problem, bool changed, Phase phase, double total, int threads);
+
+  const Report& report() const { return report_; }
+  const std::vector<double>& tensor_sums() const { return tensor_sums_; }
+
+ private:
+  void prepare(const Problem& problem);
+  void measure_task(const Problem& problem, const Task& task);
+  void update_task(const Problem& problem, const Task& task, double scale) const;
+  double combine(const Norm& norm) const;
+  void finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision);
+
+  Plan plan_;
+  std::vector<UpdateFunctions> functions_;  // one a slot
+  std::vector<double> chunk_sums_;
+  std::vector<double> tensor_sums_;
+  Report report_;
+};
+
+}  // namespace gradfast::cpu
