@@ -74,13 +74,18 @@ def choose(torch_cuda: str | None, torch_hip: str | None = None) -> tuple[Toolki
 
 def find(major: int) -> tuple[Toolkit | None, str]:
     """Return the first toolkit of CUDA `major` that is found, and where; or None, and what was found instead."""
-    rejected = []
+    unsuitable, incomplete = [], []
     for root in dict.fromkeys(candidate_roots(major)):
         toolkit, reason = inspect(root)
-        if toolkit and toolkit.major == major:
+        if toolkit is None:
+            incomplete.append(f"{root}: {reason}")
+        elif toolkit.major != major:
+            unsuitable.append(f"{root} is CUDA {toolkit.version}")
+        elif complaint := host_compiler_complaint(toolkit):
+            unsuitable.append(f"{root}: {complaint}")
+        else:
             return toolkit, f"toolkit {toolkit.version} in {toolkit.root}"
-        rejected.append(f"{root} is CUDA {toolkit.version}" if toolkit else f"{root}: {reason}")
-    found = "; ".join(rejected) or "no nvcc on PATH, no CUDA_HOME, nothing in /usr/local"
+    found = "; ".join(unsuitable or incomplete) or "no nvcc on PATH, no CUDA_HOME, nothing in /usr/local"
     return None, f"no CUDA {major} toolkit ({found})"
 
 
@@ -152,6 +157,24 @@ def inspect(root: Path) -> tuple[Toolkit | None, str]:
     if library is None:
         return None, "no libcudart.so"
     return Toolkit(root, version[1], library), ""
+
+
+def host_compiler_complaint(toolkit: Toolkit) -> str | None:
+    """Return why `toolkit` can't work with this machine's C++ compiler, or None: each knows g++ up to a version.
+
+    Its own headers say so when they are preprocessed, which takes a fraction of a second.
+    """
+    host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as torch's cpp_extension does
+    command = [str(toolkit.nvcc), "-std=c++20", "-E", "-x", "cu", *host, os.devnull, "-o", os.devnull]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvcc does not run ({error})"
+    if result.returncode == 0:
+        return None
+    lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+    error = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
+    return f"nvcc refuses this C++ compiler: {error}"
 
 
 def header_folders() -> tuple[str, ...]:

@@ -1,0 +1,100 @@
+# gradfast's everyday tasks. `make` alone explains them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch torchvision
+ARGS   ?=
+
+# Any of these may also be given on the command line or in the environment.
+export GRADFAST_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME MAX_JOBS
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test build bench lint format device-test gpu-check clean force
+
+python := $(VENV)/bin/python
+pip    := $(python) -m pip --disable-pip-version-check
+# A step that is done leaves a file here; it is done again when what it depends on is newer.
+done   := $(VENV)/.gradfast
+
+help:
+	@echo "gradfast: gradient clipping that costs nothing, and training that does not blow up"
+	@echo
+	@echo "  make train         set everything up, then train ResNet50 on real photographs"
+	@echo "  make test          set everything up, then run the tests"
+	@echo "  make build         set up the environment and build the native extension in it"
+	@echo "  make device-test   run the CUDA kernels' tests on the CPU (g++, no GPU needed)"
+	@echo "  make gpu-check     on a machine with a GPU: build with CUDA, then run its tests"
+	@echo "  make lint          check the style (ruff, clang-format) and the types (mypy)"
+	@echo "  make format        rewrite the sources in that style"
+	@echo "  make clean         remove the environment and everything built"
+	@echo
+	@echo "Options, as NAME=value (now in brackets):"
+	@echo "  ARGS      passed on: make train ARGS='--epochs 3', make test ARGS='-k adam'  [$(ARGS)]"
+	@echo "  VENV      the environment's folder, made if absent  [$(VENV)]"
+	@echo "  PYTHON    the Python that makes it, 3.10 or later  [$(PYTHON)]"
+	@echo "  TORCH     the torch to install in it, such as 'torch==2.13.0'  [$(TORCH)]"
+	@echo "  GRADFAST_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS: see setup.py"
+	@echo
+	@echo "The first 'make train' or 'make test' downloads torch (up to 3 GB) and compiles; later ones start at once."
+
+train: $(done)/demo
+	$(VENV)/bin/gradfast train $(ARGS)
+
+test: $(done)/test
+	$(python) -m pytest $(ARGS)
+
+build: $(done)/build
+	@$(VENV)/bin/gradfast info
+
+# ---- the environment -------------------------------------------------------------------------------------------
+
+$(done)/venv:
+	@$(PYTHON) build_backend/check_machine.py
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(done) && touch $@
+
+$(done)/torch: $(done)/venv $(done)/torch.wanted
+	@echo "Installing $(TORCH) ..."
+	$(pip) install -q setuptools ninja $(TORCH)
+	@touch $@
+
+sources := $(shell find csrc build_backend -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.py')
+
+# The package is installed in place: a change in gradfast/ needs no new build, one in csrc/ recompiles what it touches.
+# $@ names the extra to install beside it: demo, test or dev; `build` stands for none.
+$(done)/build $(done)/demo $(done)/test $(done)/dev: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml
+	@echo "Building gradfast, with what '$(@F)' needs ..."
+	$(pip) install -q --no-build-isolation -e '.$(patsubst [build],,[$(@F)])'
+	@$(python) -c "import json; print(json.load(open('gradfast/_build.json'))['summary'])"
+	@touch $@
+
+# Files that hold an option's value, and are rewritten only when it is another than last time.
+$(done)/torch.wanted: wanted = $(TORCH)
+$(done)/build.wanted: wanted = $(GRADFAST_CUDA) $(TORCH_CUDA_ARCH_LIST) $(CUDA_HOME)
+$(done)/%.wanted: force | $(done)/venv
+	@echo '$(wanted)' | cmp -s - $@ || echo '$(wanted)' > $@
+
+# ---- checks ----------------------------------------------------------------------------------------------------
+
+python_files := gradfast tests build_backend setup.py
+cpp_files     = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+lint: $(done)/dev
+	$(python) -m ruff check $(python_files)
+	$(python) -m ruff format --check $(python_files)
+	$(VENV)/bin/clang-format --dry-run --Werror $(cpp_files)
+	$(python) -m mypy
+
+format: $(done)/dev
+	$(python) -m ruff check --fix $(python_files)
+	$(python) -m ruff format $(python_files)
+	$(VENV)/bin/clang-format -i $(cpp_files)
+
+device-test:
+	$(MAKE) -C tests/device
+
+clean:
+	rm -rf $(VENV) build gradfast.egg-info gradfast/_build.json gradfast/_C.*.so
+	find gradfast tests build_backend -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
