@@ -1,0 +1,44 @@
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include "binding/backend.h"
+#include "cpu/stepper.h"
+
+namespace gradfast {
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  void run(const Problem& problem, bool changed, Phase phase, const at::Tensor& total) override {
+    const double given = phase == Phase::update ? total.item<double>() : 0.0;
+    const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    stepper_.run(problem, changed, phase, given, threads);
+  }
+
+  at::Tensor sum() override { return scalar(stepper_.report().sum); }
+  at::Tensor norm() override { return scalar(stepper_.report().norm); }
+  at::Tensor coefficient() override { return scalar(stepper_.report().coefficient); }
+  at::Tensor tensor_sums() override {
+    const auto& sums = stepper_.tensor_sums();
+    at::Tensor result = at::empty({static_cast<std::int64_t>(sums.size())}, at::kDouble);
+    std::copy(sums.begin(), sums.end(), result.data_ptr<double>());
+    return result;
+  }
+  Report report() override { return stepper_.report(); }
+  bool is_host() const override { return true; }
+
+ private:
+  static at::Tensor scalar(double value) { return at::scalar_tensor(value, at::kDouble); }
+
+  cpu::Stepper stepper_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(at::Device device) {
+  if (device.is_cpu()) return std::make_unique<CpuBackend>();
+  if (device.is_cuda()) return make_cuda_backend(device);
+  TORCH_CHECK(false, "gradfast: tensors on device '", device.str(), "' are not supported; CPU and CUDA are");
+}
+
+}  // namespace gradfast

@@ -1,0 +1,40 @@
+// The Python module gradfast._C.
+#include <pybind11/stl.h>
+#include <torch/extension.h>
+
+#include "binding/engine.h"
+#include "cpu/instruction_set.h"
+
+#ifndef GRADFAST_CUDA_ARCHS
+#define GRADFAST_CUDA_ARCHS ""
+#endif
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  namespace py = pybind11;
+  using gradfast::Engine;
+
+  py::class_<Engine>(module, "Engine")
+      .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
+           py::arg("group_of"), py::arg("names"))
+      .def("step", &Engine::step, py::arg("state"), py::arg("groups"), py::arg("max_norm"), py::arg("norm_type"),
+           py::arg("propagate"))
+      .def("grad_norm", &Engine::grad_norm)
+      .def("coefficient", &Engine::coefficient)
+      .def("skipped_steps", &Engine::skipped_steps)
+      .def("last_skipped", &Engine::last_skipped)
+      .def("skipped_on_host", &Engine::skipped_on_host)
+      .def("nonfinite_parameter", &Engine::nonfinite_parameter)
+      .def("grad_norms", &Engine::grad_norms)
+      .def("mark_fresh", &Engine::mark_fresh, py::arg("parameters"))
+      .def("never_updated", &Engine::never_updated);
+
+  module.def("cpu_capability", [] { return gradfast::cpu::name(gradfast::cpu::instruction_set()); });
+  module.def("cuda_built", [] {
+#ifdef GRADFAST_WITH_CUDA
+    return true;
+#else
+    return false;
+#endif
+  });
+  module.def("cuda_architectures", [] { return GRADFAST_CUDA_ARCHS; });
+}

@@ -1,0 +1,166 @@
+// torch.ops.gradfast.*: norm and clipping of lists of tensors, with fake kernels for torch.compile.
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "binding/backend_pool.h"
+#include "binding/rule_names.h"
+#include "binding/slots.h"
+
+namespace gradfast {
+namespace {
+
+using TensorList = std::vector<at::Tensor>;
+
+std::string index_name(std::size_t index) { return "tensors[" + std::to_string(index) + "]"; }
+
+// One problem a device: the tensors of a list, each both "parameter" and "gradient".
+struct Part {
+  explicit Part(at::Device on) : device(on), backend(on) {}
+
+  at::Device device;
+  TensorList tensors;
+  Problem problem;
+  BackendLease backend;
+};
+
+std::vector<Part> split_by_device(at::TensorList tensors, const Norm& norm, const char* rule, double value,
+                                  bool written) {
+  std::vector<Part> parts;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i];
+    check_tensor(tensor, "tensor", index_name(i), written);
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_complex() || norm.kind == NormKind::two,
+                                "gradfast: a complex tensor needs norm_type=2 and no clamping: ", index_name(i));
+    auto part = std::find_if(parts.begin(), parts.end(), [&](const Part& p) { return p.device == tensor.device(); });
+    if (part == parts.end()) part = parts.emplace(parts.end(), tensor.device());
+    // A lazy conjugate or negative needs no resolving: magnitudes and real factors are the same on what it views.
+    part->tensors.push_back(tensor);
+    add_slot({tensor, tensor}, nullptr, 0, index_name(i), &part->problem);
+  }
+  for (Part& part : parts) {
+    Group group;
+    group.rule = rule == nullptr ? -1 : rule_index(rule);
+    group.values.value[0] = value;
+    part.problem.groups.push_back(group);
+    part.problem.norm = norm;
+    part.problem.clip.nonfinite = NonFinite::propagate;
+  }
+  return parts;
+}
+
+at::ScalarType norm_dtype(at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    if (c10::toRealValueType(tensor.scalar_type()) == at::kDouble) return at::kDouble;
+  }
+  return at::kFloat;
+}
+
+// Measures every part and joins the sums on the first part's device. 0-d double.
+at::Tensor total_sum(std::vector<Part>& parts, const Norm& norm) {
+  at::Tensor total;
+  for (Part& part : parts) {
+    part.backend->run(part.problem, true, Phase::measure, {});
+    const at::Tensor sum = part.backend->sum();
+    if (!total.defined()) {
+      total = sum;
+    } else {
+      const at::Tensor moved = sum.to(total.device());
+      total = norm.kind == NormKind::infinity ? at::maximum(total, moved) : at::add(total, moved);
+    }
+  }
+  return total;
+}
+
+at::Tensor finish(const at::Tensor& sum, const Norm& norm) {
+  switch (norm.kind) {
+    case NormKind::two:
+      return sum.sqrt();
+    case NormKind::general:
+      return sum.pow(1.0 / norm.p);
+    default:
+      return sum;
+  }
+}
+
+at::Tensor total_norm(at::TensorList tensors, double norm_type) {
+  if (tensors.empty()) return at::zeros({}, at::kFloat);
+  const Norm norm = norm_of(norm_type);
+  auto parts = split_by_device(tensors, norm, nullptr, 0, false);
+  return finish(total_sum(parts, norm), norm).to(norm_dtype(tensors));
+}
+
+void clip_grads_with_norm_(at::TensorList gradients, double max_norm, const at::Tensor& norm) {
+  // The finished norm goes in as the "largest magnitude" of the infinity norm, which finishing leaves as it is.
+  auto parts = split_by_device(gradients, norm_of(2.0), "scale_gradient", 0, true);
+  for (Part& part : parts) {
+    const at::Tensor total = norm.detach().to(part.device, at::kDouble).reshape({});
+    // On the host the factor is known: a factor of one needs no pass at all.
+    if (part.device.is_cpu() && clip_coefficient(max_norm, total.item<double>()) == 1.0) continue;
+    part.problem.norm = norm_of(INFINITY);
+    part.problem.clip.max_norm = max_norm;
+    part.backend->run(part.problem, true, Phase::update, total);
+    for (const at::Tensor& tensor : part.tensors) bump_version(tensor);
+  }
+}
+
+at::Tensor clip_grad_norm_(at::TensorList gradients, double max_norm, double norm_type) {
+  const at::Tensor norm = total_norm(gradients, norm_type);
+  clip_grads_with_norm_(gradients, max_norm, norm);
+  return norm;
+}
+
+void clip_grad_value_(at::TensorList gradients, double clip_value) {
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!gradients[i].is_complex(), "gradfast: complex values have no order to clip by: ",
+                                index_name(i));
+  }
+  auto parts = split_by_device(gradients, norm_of(2.0), "clamp_gradient", clip_value, true);
+  for (Part& part : parts) {
+    const at::Tensor unused = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(part.device));
+    part.backend->run(part.problem, true, Phase::update, unused);
+    for (const at::Tensor& tensor : part.tensors) bump_version(tensor);
+  }
+}
+
+at::Tensor total_norm_fake(at::TensorList tensors, double) {
+  if (tensors.empty()) return at::zeros({}, at::kFloat);
+  return at::empty({}, tensors[0].options().dtype(norm_dtype(tensors)));
+}
+
+at::Tensor clip_grad_norm_fake(at::TensorList gradients, double, double norm_type) {
+  return total_norm_fake(gradients, norm_type);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(gradfast, library) {
+  library.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
+  library.def("clip_grads_with_norm_(Tensor(a!)[] grads, float max_norm, Tensor total_norm) -> ()");
+  library.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type) -> Tensor");
+  library.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(gradfast, CPU, library) {
+  library.impl("total_norm", &total_norm);
+  library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
+  library.impl("clip_grad_norm_", &clip_grad_norm_);
+  library.impl("clip_grad_value_", &clip_grad_value_);
+}
+
+TORCH_LIBRARY_IMPL(gradfast, CUDA, library) {
+  library.impl("total_norm", &total_norm);
+  library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
+  library.impl("clip_grad_norm_", &clip_grad_norm_);
+  library.impl("clip_grad_value_", &clip_grad_value_);
+}
+
+TORCH_LIBRARY_IMPL(gradfast, Meta, library) {
+  library.impl("total_norm", &total_norm_fake);
+  library.impl("clip_grad_norm_", &clip_grad_norm_fake);
+  library.impl("clip_grads_with_norm_", [](at::TensorList, double, const at::Tensor&) {});
+  library.impl("clip_grad_value_", [](at::TensorList, double) {});
+}
+
+}  // namespace gradfast

@@ -1,0 +1,102 @@
+#include "binding/slots.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <c10/core/DispatchKey.h>
+
+namespace gradfast {
+namespace {
+
+bool dtype_of(const at::Tensor& tensor, DType* dtype) {
+  switch (c10::toRealValueType(tensor.scalar_type())) {
+    case at::kFloat:
+      *dtype = DType::float32;
+      return true;
+    case at::kDouble:
+      *dtype = DType::float64;
+      return true;
+    case at::kHalf:
+      *dtype = DType::float16;
+      return true;
+    case at::kBFloat16:
+      *dtype = DType::bfloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool share_memory_order(const std::vector<at::Tensor>& arrays) {
+  const at::Tensor& first = arrays.front();
+  if (!first.is_non_overlapping_and_dense()) return false;
+  for (std::size_t a = 1; a < arrays.size(); ++a) {
+    if (arrays[a].strides() != first.strides()) return false;
+  }
+  return true;
+}
+
+// A complex element is two real ones: one more dimension of size 2 and stride 1.
+Layout layout_of(const std::vector<at::Tensor>& arrays, const std::string& name) {
+  const bool complex = arrays.front().is_complex();
+  std::vector<std::int64_t> sizes = arrays.front().sizes().vec();
+  std::vector<std::vector<std::int64_t>> strides;
+  for (const at::Tensor& array : arrays) {
+    strides.push_back(array.strides().vec());
+    if (!complex) continue;
+    for (std::int64_t& stride : strides.back()) stride *= 2;
+    strides.back().push_back(1);
+  }
+  if (complex) sizes.push_back(2);
+  Layout layout;
+  TORCH_CHECK(make_layout(sizes, strides, &layout), "gradfast: '", name, "' has more than ", kMaxDimensions,
+              " dimensions that cannot be merged; make the tensor and its gradient contiguous");
+  return layout;
+}
+
+}  // namespace
+
+void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      tensor.layout() == at::kStrided, "gradfast: ", what, " of '", name, "' is sparse (", tensor.layout(),
+      "); use sparse=False in the layer that makes it, or torch.optim.SparseAdam or torch.optim.SGD for this parameter");
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python), "gradfast: ", what,
+                              " of '", name, "' is a tensor subclass (such as DTensor) without plain storage; ",
+                              "pass plain tensors");
+  DType dtype;
+  TORCH_CHECK_TYPE(dtype_of(tensor, &dtype), "gradfast: ", what, " of '", name, "' has dtype ", tensor.scalar_type(),
+                   "; float64, float32, float16, bfloat16 and their complex kinds are supported");
+  if (written && at::has_internal_overlap(tensor) == at::MemOverlap::Yes) {
+    TORCH_CHECK(false, "gradfast: ", what, " of '", name, "' of shape ", tensor.sizes(), " and strides ",
+                tensor.strides(), " has several elements in one place in memory; clone it before the step");
+  }
+}
+
+void check_match(const at::Tensor& parameter, const at::Tensor& other, const char* what, const std::string& name) {
+  TORCH_CHECK_VALUE(other.sizes() == parameter.sizes(), "gradfast: ", what, " of '", name, "' has shape ",
+                    other.sizes(), ", the parameter has ", parameter.sizes());
+  TORCH_CHECK_TYPE(other.scalar_type() == parameter.scalar_type(), "gradfast: ", what, " of '", name, "' has dtype ",
+                   other.scalar_type(), ", the parameter has ", parameter.scalar_type());
+  TORCH_CHECK_VALUE(other.device() == parameter.device(), "gradfast: ", what, " of '", name, "' is on ",
+                    other.device(), ", the parameter is on ", parameter.device());
+}
+
+void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name,
+              Problem* problem) {
+  const at::Tensor& parameter = arrays.front();
+  Slot slot;
+  dtype_of(parameter, &slot.dtype);
+  slot.elements = parameter.numel() * (parameter.is_complex() ? 2 : 1);
+  slot.group = group;
+  slot.step = step;
+  for (std::size_t a = 0; a < arrays.size(); ++a) slot.arrays[a] = arrays[a].data_ptr();
+  if (!share_memory_order(arrays) && slot.elements > 1) {
+    slot.layout = static_cast<std::int32_t>(problem->layouts.size());
+    problem->layouts.push_back(layout_of(arrays, name));
+  }
+  problem->slots.push_back(slot);
+}
+
+void bump_version(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace gradfast

@@ -1,0 +1,28 @@
+// From torch tensors to the plain Slots of a Problem: dtypes, layouts, and refusals that name the parameter.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "plan/problem.h"
+
+namespace gradfast {
+
+// Refuses what no backend can step: sparse, quantised or integer tensors, tensor subclasses without plain storage,
+// elements that share memory when `written`. `what` and `name` begin the message: "the gradient of 'fc.weight'".
+void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written);
+
+// Refuses a gradient or state whose shape, dtype or device is not the parameter's.
+void check_match(const at::Tensor& parameter, const at::Tensor& other, const char* what, const std::string& name);
+
+// Appends the slot of one parameter. `arrays`: parameter, gradient, states, all of one shape and dtype. A Layout is
+// appended to `problem` where memory order would not pair the right elements.
+void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name,
+              Problem* problem);
+
+// Tells autograd that `tensor` was written, as torch's own in-place operators do.
+void bump_version(const at::Tensor& tensor);
+
+}  // namespace gradfast

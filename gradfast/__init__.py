@@ -1,0 +1,20 @@
+"""Gradient clipping that costs nothing, and training that does not blow up.
+
+`gradfast.SGD`, `Adam` and `AdamW` stand in for their torch.optim namesakes and take `max_norm=`: one native call
+measures the global gradient norm, decides the clip factor and applies clip, decay and update together.
+"""
+
+from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from gradfast.optim import SGD, Adam, AdamW
+from gradfast.version import __version__
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "__version__",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+]

@@ -1,0 +1,6 @@
+"""Drop-in optimisers: torch.optim's signatures, state and results, with clipping inside the step."""
+
+from gradfast.optim.adam import Adam, AdamW
+from gradfast.optim.sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW"]

@@ -1,0 +1,131 @@
+"""Adam and AdamW with clipping inside the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfast.optim.base import ClippedOptimizer, RuleSettings, learning_rate, scalar
+
+
+class _Adam(ClippedOptimizer):
+    """What Adam and AdamW share; `decoupled_weight_decay` of a group tells them apart, as in torch."""
+
+    def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
+        lr, lr_on_device = learning_rate(group)
+        beta1, beta2 = group["betas"]
+        values = [
+            lr,
+            scalar(beta1),
+            scalar(beta2),
+            group["eps"],
+            group["weight_decay"],
+            group["l1"],
+            group["decoupled_weight_decay"],
+            group["maximize"],
+        ]
+        if group["amsgrad"]:
+            return RuleSettings("adam_amsgrad", values, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], lr_on_device)
+        return RuleSettings("adam", values, ["exp_avg", "exp_avg_sq"], lr_on_device)
+
+    def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        state = {key: torch.zeros_like(parameter, memory_format=torch.preserve_format) for key in keys}
+        # On the parameter's device, where a skipped step leaves it uncounted without the host being told.
+        return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device), **state}
+
+
+class Adam(_Adam, torch.optim.Adam):
+    """`torch.optim.Adam` with gradient clipping, L1 decay and protection from non-finite gradients in the same call.
+
+    With `s = min(1, max_norm / (norm + 1e-6))` and t counting this parameter's updates, for every element:
+
+        g <- s * g + weight_decay * p + l1 * sign(p)
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g^2                (AMSGrad: u <- max(u, v), else u = v)
+        p <- p - lr / (1 - beta1^t) * m / (sqrt(u / (1 - beta2^t)) + eps)
+
+    Arguments and state are those of `torch.optim.Adam` (Kingma and Ba 2015; AMSGrad: Reddi, Kale, Kumar 2018), and
+    checkpoints go both ways. `foreach`, `fused` and `capturable` are accepted and change nothing: a step can be
+    captured in a CUDA graph as it is. With `decoupled_weight_decay=True` it is AdamW. For `max_norm`, `norm_type`, `l1`
+    and `nonfinite` see `ClippedOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+        RuntimeError: `differentiable=True`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        l1: float = 0.0,
+        nonfinite: str = "skip",
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
+
+
+class AdamW(_Adam, torch.optim.AdamW):
+    """`torch.optim.AdamW` with gradient clipping, L1 decay and protection from non-finite gradients in the same call.
+
+    As `gradfast.Adam`, but decay acts on the weight and not through the gradient (Loshchilov and Hutter 2019):
+
+        p <- p * (1 - lr * weight_decay);  p <- p - sign(p) * min(|p|, lr * l1)
+
+    The L1 part is its proximal step: it stops at zero. For the further arguments see `ClippedOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+        RuntimeError: `differentiable=True`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        l1: float = 0.0,
+        nonfinite: str = "skip",
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
+        )
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)

@@ -1,0 +1,81 @@
+"""Stochastic gradient descent with clipping inside the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfast.optim.base import ClippedOptimizer, RuleSettings, learning_rate, scalar
+
+
+class SGD(ClippedOptimizer, torch.optim.SGD):
+    """`torch.optim.SGD` with gradient clipping, L1 decay and protection from non-finite gradients in the same call.
+
+    With `s = min(1, max_norm / (norm + 1e-6))`, for every element:
+
+        g <- s * g + weight_decay * p + l1 * sign(p)
+        m <- momentum * m + (1 - dampening) * g          (m <- g at the first step)
+        p <- p - lr * (nesterov ? g + momentum * m : m)
+
+    Arguments and state are those of `torch.optim.SGD` (momentum as in Sutskever et al. 2013), and checkpoints go both
+    ways. `foreach` and `fused` are accepted and change nothing. For `max_norm`, `norm_type`, `l1` and `nonfinite` see
+    `ClippedOptimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+        RuntimeError: `differentiable=True`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        l1: float = 0.0,
+        nonfinite: str = "skip",
+    ) -> None:
+        super().__init__(
+            params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach
+        )
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
+
+    def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
+        lr, lr_on_device = learning_rate(group)
+        momentum = group["momentum"]
+        values = [
+            lr,
+            momentum,
+            group["dampening"],
+            group["nesterov"],
+            scalar(group["weight_decay"]),
+            group["l1"],
+            group["maximize"],
+        ]
+        if momentum == 0:
+            return RuleSettings("sgd", values, [], lr_on_device)
+        return RuleSettings("sgd_momentum", values, ["momentum_buffer"], lr_on_device)
+
+    def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. A momentum buffer that no step has filled yet is `None`, so that dampening starts afresh."""
+        packed = super().state_dict()
+        if self._engine is None or not any(group["dampening"] for group in self.param_groups):
+            return packed
+        for index in self._engine.never_updated():
+            if index in packed["state"]:
+                packed["state"][index] = {**packed["state"][index], "momentum_buffer": None}
+        return packed
