@@ -56,7 +56,7 @@ $(done)/venv:
 
 $(done)/torch: $(done)/venv $(done)/torch.wanted
 	@echo "Installing $(TORCH) ..."
-	$(pip) install -q setuptools ninja $(TORCH)
+	$(pip) install setuptools ninja $(TORCH)
 	@touch $@
 
 sources := $(shell find csrc build_backend -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.py')

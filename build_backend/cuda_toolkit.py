@@ -96,11 +96,16 @@ def candidate_roots(major: int) -> Iterator[Path]:
             yield Path(os.environ[name])
     if nvcc := shutil.which("nvcc"):
         yield from roots_behind(Path(nvcc))
+    yield from customary_places(major)
+
+
+def customary_places(major: int) -> Iterator[Path]:
+    """Yield the toolkits that conda, NVIDIA's installers, a distribution or pip may have left."""
     if os.environ.get("CONDA_PREFIX"):
         yield from having_nvcc(Path(os.environ["CONDA_PREFIX"]))
-    places = Path("/usr/local")
-    versions = sorted(places.glob(f"cuda-{major}.*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
-    for root in (places / "cuda", *reversed(versions), places / f"cuda-{major}", Path("/opt/cuda")):
+    local = Path("/usr/local")
+    versions = sorted(local.glob(f"cuda-{major}.*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    for root in (local / "cuda", *reversed(versions), local / f"cuda-{major}", Path("/opt/cuda")):
         yield from having_nvcc(root)
     yield from pip_roots(major)
 
