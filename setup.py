@@ -17,9 +17,9 @@ from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "build_backend"))
 
-import check_machine  # noqa: E402
-import cuda_toolkit  # noqa: E402
-import user_torch  # noqa: E402
+import check_machine
+import cuda_toolkit
+import user_torch
 
 COMMON_FLAGS = ["-O3", "-std=c++20"]
 HOST_FLAGS = ["-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]

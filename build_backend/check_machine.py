@@ -20,7 +20,7 @@ def main():
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        stop(f"Python {version} ({sys.executable}) is too old, {oldest} is needed; name another: make PYTHON=python3.12 ...")
+        stop(f"Python {version} ({sys.executable}) is too old: {oldest} is needed; name another: PYTHON=python3.12")
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -43,7 +43,7 @@ def require_compiler():
     macros = predefined_macros(command)
     if "__clang__" in macros or "__GNUC__" not in macros:
         # clang's OpenMP calls a runtime of its own, which torch does not load.
-        stop(f"{' '.join(command)} is not g++, which is needed to share torch's OpenMP threads; set CXX=g++, or {install}")
+        stop(f"{' '.join(command)} is not g++, which sharing torch's OpenMP threads takes; set CXX=g++, or {install}")
     if int(macros["__GNUC__"]) < OLDEST_COMPILER:
         stop(f"g++ {macros['__GNUC__']} is too old, {OLDEST_COMPILER} is needed; name another: CXX=g++-12")
 

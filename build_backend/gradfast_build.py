@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import user_torch
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (hooks that need no torch are setuptools' own)
     build_sdist,
@@ -17,6 +16,8 @@ from setuptools.build_meta import (  # noqa: F401  (hooks that need no torch are
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+import user_torch
 
 Settings = dict[str, Any] | None
 
@@ -33,9 +34,7 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
     return build_meta.get_requires_for_build_editable(config_settings)
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     """Build a wheel against the user's torch."""
     user_torch.make_importable()
     # setuptools never empties this folder: a module deleted since the last build would be installed again.

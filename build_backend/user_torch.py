@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import site
 import sys
@@ -66,7 +67,7 @@ def missing_torch_message(searched: list[Path]) -> str:
 def candidate_folders() -> Iterator[Path]:
     """Yield the site-packages folders that may hold the user's torch, the most certain first."""
     for scheme in sysconfig.get_scheme_names():
-        if os.name in scheme and "user" not in scheme or scheme in ("venv", "deb_system"):
+        if (os.name in scheme and "user" not in scheme) or scheme in ("venv", "deb_system"):
             for key in ("platlib", "purelib"):
                 yield from existing(Path(sysconfig.get_path(key, scheme)))
     if sys.prefix != sys.base_prefix and shares_system_packages(Path(sys.prefix)):
@@ -97,7 +98,7 @@ def prefixes_of_front_end() -> Iterator[Path]:
         folder = (process / "cwd").resolve(strict=True)
     except OSError:
         return
-    named = [after for flag, after in zip(arguments, arguments[1:]) if flag in ("--python", "-p", "--prefix")]
+    named = [after for flag, after in itertools.pairwise(arguments) if flag in ("--python", "-p", "--prefix")]
     named += [flag.partition("=")[2] for flag in arguments if flag.startswith(("--python=", "--prefix="))]
     if Path(arguments[0]).name.startswith("python"):
         named.append(arguments[0])

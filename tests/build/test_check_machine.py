@@ -6,8 +6,9 @@ import builtins
 import sys
 from pathlib import Path
 
-import check_machine
 import pytest
+
+import check_machine
 
 
 def write_compiler(path: Path, *macros: str) -> None:

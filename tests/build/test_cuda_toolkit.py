@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cuda_toolkit
 import pytest
+
+import cuda_toolkit
 
 
 def make_toolkit(root: Path, version: str = "13.0", architectures: str = "80 86 90", refusal: str = "") -> Path:

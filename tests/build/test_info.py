@@ -44,7 +44,11 @@ def test_json_holds_the_same() -> None:
 
 
 def test_reason_for_a_build_without_cuda_is_shown() -> None:
-    collected = {**info.collect(), "cuda_built": False, "build": "gradfast: built for torch 2.13.0: CPU only, no CUDA: X"}
+    collected = {
+        **info.collect(),
+        "cuda_built": False,
+        "build": "gradfast: built for torch 2.13.0: CPU only, no CUDA: X",
+    }
     assert "not built (X)" in info.table(collected)
 
 
@@ -98,7 +102,10 @@ def test_extension_does_not_ask_for_an_openmp_runtime_of_its_own() -> None:
 
 def test_cuda_build_imports_without_a_driver() -> None:
     """No library of the driver is loaded by importing: a machine without a GPU uses the CPU path of a CUDA build."""
-    code = "import torch, gradfast; print(gradfast._load.native.cuda_built()); print('libcuda.so' in open('/proc/self/maps').read())"
+    code = """
+import gradfast
+print(gradfast._load.native.cuda_built(), "libcuda.so" in open("/proc/self/maps").read())
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     if not torch.cuda.is_available():

@@ -25,9 +25,7 @@ def record(torch_version: str, cuda: str | None) -> dict[str, str | None]:
         (("2.15.0+cu130", "13.0"), ("2.15.1+cu132", "13.2")),  # so do CUDA's minor ones
     ],
 )
-def test_same_minor_version_and_flavour_agree(
-    built: tuple[str, str | None], imported: tuple[str, str | None]
-) -> None:
+def test_same_minor_version_and_flavour_agree(built: tuple[str, str | None], imported: tuple[str, str | None]) -> None:
     assert _load.mismatch(record(*built), *imported) is None
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import user_torch
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -96,9 +97,7 @@ def test_environment_of_another_python_is_not_used(tmp_path: Path, root: Path) -
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc to ask")
 @pytest.mark.parametrize("way", ["environment", "argument", "discovered", "folder of the program"])
-def test_environment_is_learnt_from_the_front_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_environment_is_learnt_from_the_front_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """A process that looks like uv, or like `python -m build`, stands for the one that started this build."""
     prefix = tmp_path / (".venv" if way == "discovered" else "venv")
     folder = make_environment(prefix)
