@@ -1,0 +1,106 @@
+"""Parameters, gradients and states that lie differently in memory: the right elements meet, and nothing else is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradfast
+
+
+def oracle_step(parameter: Tensor, gradient: Tensor, max_norm: float) -> Tensor:
+    """One SGD step at lr 0.1 after clipping, in float64, by the formula."""
+    gradient = gradient.double()
+    scale = min(1.0, max_norm / (gradient.norm().item() + 1e-6))
+    return parameter.double() - 0.1 * scale * gradient
+
+
+def layouts() -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of parameter and gradient, float64, of the same shape and different strides."""
+    image = torch.randn(4, 3, 6, 5, dtype=torch.float64)
+    wide = torch.randn(8, 20, dtype=torch.float64)
+    return {
+        "transposed gradient": (torch.randn(9, 7, dtype=torch.float64), torch.randn(7, 9, dtype=torch.float64).t()),
+        "channels-last gradient": (image, torch.randn_like(image).to(memory_format=torch.channels_last)),
+        "channels-last both": tuple(t.to(memory_format=torch.channels_last) for t in (image, torch.randn_like(image))),
+        "expanded gradient": (torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64).expand(6, 5)),
+        "scalar expanded to all": (torch.randn(1000, dtype=torch.float64), torch.tensor(2.0).double().expand(1000)),
+        "gapped parameter": (wide[:, ::2], torch.randn(8, 10, dtype=torch.float64)),
+        "gapped gradient": (torch.randn(8, 10, dtype=torch.float64), torch.randn(8, 20, dtype=torch.float64)[:, ::2]),
+        "offset by one element": (torch.randn(1001, dtype=torch.float64)[1:], torch.randn(1000, dtype=torch.float64)),
+        "flipped strides, more than a chunk": (
+            torch.randn(300, 301, dtype=torch.float64),
+            torch.randn(301, 300, dtype=torch.float64).t(),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_right_elements_meet(name: str, optimizer: str) -> None:
+    parameter, gradient = layouts()[name]
+    parameter = parameter.detach()
+    twin = parameter.clone(memory_format=torch.contiguous_format)
+    options = {"lr": 0.1, **({"momentum": 0.9} if optimizer == "SGD" else {})}
+    fast = getattr(gradfast, optimizer)([parameter], max_norm=1.0, **options)
+    oracle = getattr(torch.optim, optimizer)([twin], foreach=False, **options)
+    for _ in range(3):
+        parameter.grad = gradient
+        twin.grad = gradient.contiguous().clone()
+        torch.nn.utils.clip_grad_norm_([twin], 1.0)
+        fast.step()
+        oracle.step()
+    torch.testing.assert_close(parameter, twin, rtol=1e-12, atol=1e-13)
+
+
+def test_nothing_is_written_outside_a_gapped_view() -> None:
+    storage = torch.zeros(8, 20, dtype=torch.float64)
+    parameter = storage[:, ::2]
+    parameter.grad = torch.ones(8, 10, dtype=torch.float64)
+    gradfast.SGD([parameter], lr=1.0).step()
+    assert torch.equal(storage[:, 1::2], torch.zeros(8, 10, dtype=torch.float64))
+    assert torch.equal(parameter, -torch.ones(8, 10, dtype=torch.float64))
+
+
+def test_expanded_parameter_is_refused_by_name() -> None:
+    parameter = torch.randn(5, 1).expand(5, 3)
+    parameter.grad = torch.ones(5, 3)
+    with pytest.raises(RuntimeError, match="'shared'.*clone"):
+        gradfast.SGD([("shared", parameter)], lr=0.1).step()
+
+
+def test_state_in_another_layout() -> None:
+    parameter = torch.randn(6, 4, dtype=torch.float64)
+    optimizer = gradfast.SGD([parameter], lr=0.1, momentum=0.5)
+    parameter.grad = torch.randn(6, 4, dtype=torch.float64)
+    optimizer.step()
+    momentum = optimizer.state[parameter]["momentum_buffer"]
+    optimizer.state[parameter]["momentum_buffer"] = momentum.t().contiguous().t()
+    expected = parameter - 0.1 * (0.5 * momentum + parameter.grad)
+    optimizer.step()
+    torch.testing.assert_close(parameter, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_complex_counts_as_pairs() -> None:
+    parameter = torch.randn(50, dtype=torch.complex128)
+    gradient = torch.randn(50, dtype=torch.complex128)
+    expected = torch.view_as_complex(oracle_step(torch.view_as_real(parameter), torch.view_as_real(gradient), 1.0))
+    parameter.grad = gradient.conj().clone().conj()  # lazily conjugated twice over a copy: the same values
+    gradfast.SGD([parameter], lr=0.1, max_norm=1.0).step()
+    torch.testing.assert_close(parameter, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_result_does_not_depend_on_threads(threads: int) -> None:
+    def norms(count: int) -> Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            generator = torch.Generator().manual_seed(3)
+            tensors = [torch.randn(n, generator=generator) for n in (300_000, 5, 70_000, 1)]
+            return gradfast.get_total_norm(tensors)
+        finally:
+            torch.set_num_threads(before)
+
+    assert norms(threads).item() == norms(3).item()
