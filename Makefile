@@ -62,12 +62,20 @@ $(done)/torch: $(done)/venv $(done)/torch.wanted
 sources := $(shell find csrc build_backend -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.py')
 
 # The package is installed in place: a change in gradfast/ needs no new build, one in csrc/ recompiles what it touches.
-# $@ names the extra to install beside it: demo, test or dev; `build` stands for none.
+# Beside it come the extras of pyproject.toml that the target is for. A build for this machine alone needs the code of
+# its own GPU alone; without a GPU, or with TORCH_CUDA_ARCH_LIST set, setup.py decides.
+$(done)/build: extras =
+$(done)/demo:  extras = [demo]
+$(done)/test:  extras = [train,test]
+$(done)/dev:   extras = [train,test,dev]
 $(done)/build $(done)/demo $(done)/test $(done)/dev: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml
-	@echo "Building gradfast, with what '$(@F)' needs ..."
-	$(pip) install -q --no-build-isolation -e '.$(patsubst [build],,[$(@F)])'
+	@echo "Building gradfast$(extras) ..."
+	@export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(python) -c '$(own_gpu)')}"; \
+	set -x; $(pip) install -q --no-build-isolation -e '.$(extras)'
 	@$(python) -c "import json; print(json.load(open('gradfast/_build.json'))['summary'])"
 	@touch $@
+
+own_gpu := import torch; print("native" if torch.cuda.is_available() else "")
 
 # Files that hold an option's value, and are rewritten only when it is another than last time.
 $(done)/torch.wanted: wanted = $(TORCH)

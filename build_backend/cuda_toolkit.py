@@ -205,12 +205,11 @@ def architectures(toolkit: Toolkit) -> str:
     every architecture from Ampere on that the toolkit knows, so that a build made on one machine runs on all.
     """
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if asked.lower() == "native":
-        return native_architectures()
-    if asked:
+    if asked and asked.lower() != "native":
         return ";".join(re.split(r"[;,\s]+", asked))
-    listing = subprocess.run([str(toolkit.nvcc), "--list-gpu-arch"], capture_output=True, text=True, timeout=60).stdout
-    known = {f"{int(number) // 10}.{int(number) % 10}" for number in re.findall(r"compute_(\d+)\b", listing)}
+    known = known_architectures(toolkit)
+    if asked:
+        return native_architectures(known, visible_capabilities())
     supported = [architecture for architecture in DEFAULT_ARCHITECTURES if architecture in known]
     if not supported:
         raise SystemExit(
@@ -220,12 +219,34 @@ def architectures(toolkit: Toolkit) -> str:
     return ";".join(supported) + "+PTX"
 
 
-def native_architectures() -> str:
-    """Return the architectures of the visible GPUs; `SystemExit` without one."""
+def known_architectures(toolkit: Toolkit) -> list[str]:
+    """Return the architectures that the toolkit compiles for, ascending: "7.5", "8.0", ... "12.0"."""
+    command = [str(toolkit.nvcc), "--list-gpu-arch"]
+    listing = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    return [f"{number // 10}.{number % 10}" for number in sorted(map(int, re.findall(r"compute_(\d+)\b", listing)))]
+
+
+def visible_capabilities() -> list[tuple[int, int]]:
+    """Return the compute capabilities of the GPUs that torch sees here."""
     import torch
 
-    count = torch.cuda.device_count()
-    if count == 0:
+    return [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+
+
+def native_architectures(known: list[str], capabilities: list[tuple[int, int]]) -> str:
+    """Return the architectures for GPUs of the given capabilities; `SystemExit` without one.
+
+    A GPU newer than the toolkit gets the newest code that the toolkit can make, which it compiles from PTX.
+    """
+    if not capabilities:
         raise SystemExit("gradfast: TORCH_CUDA_ARCH_LIST=native, but no GPU is visible: name the architectures instead")
-    found = sorted(torch.cuda.get_device_capability(index) for index in range(count))
-    return ";".join(dict.fromkeys(f"{major}.{minor}" for major, minor in found)) + "+PTX"
+    chosen = []
+    for capability in sorted(set(capabilities)):
+        older = [name for name in known if tuple(map(int, name.split("."))) <= capability]
+        if not older:
+            raise SystemExit(
+                f"gradfast: the CUDA toolkit has nothing for compute capability {'.'.join(map(str, capability))}; "
+                "set GRADFAST_CUDA=0"
+            )
+        chosen.append(older[-1])
+    return ";".join(dict.fromkeys(chosen)) + "+PTX"

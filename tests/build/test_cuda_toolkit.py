@@ -204,3 +204,23 @@ def test_torch_cuda_arch_list_is_honoured(tmp_path: Path, monkeypatch: pytest.Mo
     assert toolkit is not None
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
     assert cuda_toolkit.architectures(toolkit) == "8.0;9.0+PTX"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"),
+    [
+        ([(9, 0)], "9.0+PTX"),
+        ([(9, 0), (9, 0), (8, 6)], "8.6;9.0+PTX"),
+        ([(12, 0)], "9.0+PTX"),  # newer than the toolkit: its newest code, compiled from PTX by the driver
+    ],
+)
+def test_native_architectures_are_those_of_the_gpus(capabilities: list[tuple[int, int]], chosen: str) -> None:
+    assert cuda_toolkit.native_architectures(["7.5", "8.0", "8.6", "9.0"], capabilities) == chosen
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "message"), [([], "no GPU is visible"), ([(6, 1)], "nothing for compute capability 6.1")]
+)
+def test_native_without_a_suitable_gpu_is_an_error(capabilities: list[tuple[int, int]], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        cuda_toolkit.native_architectures(["7.5", "8.0"], capabilities)
