@@ -1,0 +1,67 @@
+"""The ``gradfast`` command: finds the sub-command, and turns a user's error into one line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from gradfast.errors import UserError
+
+# Name -> (module, what it does). The module is imported only when its command is asked for, so that `gradfast info`
+# works where torchvision does not.
+COMMANDS = {
+    "train": ("gradfast.train.cli", "train an image classifier, with gradients clipped in the optimiser's own pass"),
+    "info": ("gradfast.info", "show versions, the instruction set in use, threads, the CUDA build and the GPU"),
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def usage() -> str:
+    lines = ["usage: gradfast COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<8}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines += ["", "gradfast COMMAND --help explains a command; gradfast --version prints the version."]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        arguments: what follows ``gradfast`` on the command line; None reads ``sys.argv``.
+
+    Returns:
+        The exit code: 0, 2 for a ``UserError``, 130 after an interruption that the sub-command did not handle.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from gradfast.version import __version__
+
+        print(f"gradfast {__version__}")
+        return 0
+    try:
+        return find_command(arguments[0])(arguments[1:]) or 0
+    except UserError as error:
+        print("gradfast: error:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("gradfast: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def find_command(name: str) -> Callable[[Sequence[str]], int | None]:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}; {hint}")
+    return importlib.import_module(COMMANDS[name][0]).main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Checkpoints: written whole or not at all, and read without running anything that they contain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from gradfast.errors import UserError
+from gradfast.train.files import atomic_write, sync_folder, temporary_name, write_failure
+
+LAST = "last.pt"
+BEST = "best.pt"
+FORMAT = 1
+_KEYS = {
+    *("format", "version", "config", "classes", "fingerprint"),
+    *("model", "optimizer", "scaler", "position", "best", "random"),
+}
+
+
+class _Remember:
+    """A file that remembers why a write failed: torch.save reports only that one did."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], is_best: bool) -> None:
+    """Write ``last.pt`` and, if `is_best`, make ``best.pt`` the same file by a link (or a copy where links fail).
+
+    best.pt goes first: if the machine stops between the two, the resumed run repeats the epoch and writes both again.
+
+    Raises:
+        UserError: the system would not write; the files from before are as they were.
+    """
+    path = folder / LAST
+    with atomic_write(path) as file:
+        remember = _Remember(file)
+        try:
+            torch.save({"format": FORMAT, **state}, remember)  # type: ignore[arg-type]
+        except Exception:
+            if remember.error is not None:
+                raise remember.error from None
+            raise
+        file.flush()
+        if is_best:
+            os.fsync(file.fileno())
+            duplicate(temporary_name(path), folder / BEST)
+
+
+def duplicate(source: Path, target: Path) -> None:
+    """Make `target` hold what `source` holds, at once."""
+    temporary = temporary_name(target)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise write_failure(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, with ``weights_only=True``.
+
+    Raises:
+        UserError: there is none at `path`, it is damaged (checksums are compared), or another program's.
+    """
+    if path.is_dir():
+        path = path / LAST
+    if not path.is_file():
+        raise UserError(f"--resume: there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"the checkpoint {path} is damaged (checksum of {damaged}); use another one")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    except Exception as error:  # whatever damage or foreign content makes zipfile and torch say
+        raise UserError(
+            f"{path} is damaged, cut short or not a checkpoint ({type(error).__name__}); use another one"
+        ) from error
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise UserError(f"{path} is not a checkpoint of gradfast train; --resume continues its own runs only")
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{path} is in format {state['format']}, and this gradfast reads format {FORMAT}; it was written by "
+            f"gradfast {state['version']}"
+        )
+    return state
+
+
+def newest_checkpoint(folders: list[Path], report: Any) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound ``last.pt`` in some folders, with its content; damaged ones are reported and passed over."""
+    candidates = []
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            candidates.append(((folder / LAST).stat().st_mtime_ns, folder / LAST))
+    for _, path in sorted(candidates, reverse=True):
+        try:
+            return path, load_checkpoint(path)
+        except UserError as error:
+            report(f"passed over: {error}")
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's generators, as tensors."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,276 @@
+"""From the setting ``--data`` to batches of images whose order and augmentation depend on the seed alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gradfast.errors import UserError
+from gradfast.train.augment import CROP_MARGIN, build_augmentation, drawing_from, mix
+from gradfast.train.config import TrainConfig
+from gradfast.train.elpv import list_elpv
+from gradfast.train.folder import list_folder
+from gradfast.train.images import BadImage, read_image, to_square, to_tensor
+from gradfast.train.listing import Listing
+from gradfast.train.split import stratified_split
+
+CACHE_LIMIT = 2**30  # bytes of decoded images that --cache auto keeps in memory
+CHECK_LIMIT = 10_000  # up to so many images are all decoded before the first step; more are checked as they come
+
+Key = tuple[int, int]  # (epoch, index into the data set)
+
+
+class Batch(NamedTuple):
+    """Images [n, 3, size, size] uint8, classes [n] int64, and the files that should have been in it."""
+
+    images: Tensor
+    targets: Tensor
+    bad: list[BadImage]
+
+
+class ImageDataset(Dataset):
+    """Images of a listing by (epoch, index), from memory or from their files.
+
+    Args:
+        listing: the images.
+        size: side of the squares that come out, in pixels.
+        augmentation: applied to each image with torch's generator seeded by (seed, epoch, index); None for none.
+        whole: whether the augmentation takes the whole image instead of its largest centred square.
+        margin: what to_square leaves out.
+        memory: [n, 3, size, size] uint8, the decoded squares of the listing; None reads files.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        size: int,
+        seed: int,
+        augmentation: Callable[[Any], Any] | None = None,
+        whole: bool = False,
+        margin: float = 0.0,
+        memory: Tensor | None = None,
+    ) -> None:
+        self.listing = listing
+        self.size = size
+        self.seed = seed
+        self.augmentation = augmentation
+        self.whole = whole
+        self.margin = margin
+        self.memory = memory
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | BadImage:
+        epoch, index = key
+        image = self.load(index)
+        if isinstance(image, BadImage):
+            return image
+        if self.augmentation is not None:
+            with drawing_from(self.seed, epoch, index):
+                image = self.augmentation(image)
+        return (image if isinstance(image, Tensor) else to_tensor(image)), self.listing.targets[index]
+
+    def load(self, index: int) -> Any:
+        if self.memory is not None:
+            return self.memory[index]
+        image = read_image(self.listing.paths[index])
+        if self.whole or isinstance(image, BadImage):
+            return image
+        return to_tensor(to_square(image, self.size, self.margin))
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of (epoch, index); the order of an epoch is a function of (seed, epoch).
+
+    Set `epoch`, and `start` to pass over the first batches of a half-done epoch, before iterating. A last batch that
+    is not full is left out of training where there are others, since batch normalisation is noisy on a few images.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, training: bool) -> None:
+        self.size = size
+        self.batch_size = min(batch_size, size)
+        self.seed = seed
+        self.training = training
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.size, self.batch_size)
+        return full if self.training or rest == 0 else full + 1
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = list(range(self.size))
+        if self.training:
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            order = torch.randperm(self.size, generator=generator).tolist()
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+def collate(items: list[tuple[Tensor, int] | BadImage]) -> Batch:
+    bad = [item for item in items if isinstance(item, BadImage)]
+    good = [item for item in items if not isinstance(item, BadImage)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
+    return Batch(images, torch.tensor([target for _, target in good], dtype=torch.int64), bad)
+
+
+class BatchLoader:
+    """The batches of one epoch after another."""
+
+    def __init__(self, dataset: ImageDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> None:
+        self.batches = batches
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch would draw from the generator that dropout uses
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start` and on of an epoch."""
+        self.batches.epoch = epoch
+        self.batches.start = start
+        return iter(self.loader)
+
+
+@dataclass
+class Data:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        bad: files that were left out.
+        workers: processes that will read images.
+        in_memory: whether decoded images are held in memory.
+    """
+
+    train: ImageDataset
+    evaluation: ImageDataset
+    bad: list[BadImage]
+    workers: int
+    in_memory: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.listing.classes
+
+    def fingerprint(self) -> str:
+        return self.train.listing.fingerprint() + self.evaluation.listing.fingerprint()
+
+    def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
+        """(training, evaluation) loaders."""
+        train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True)
+        evaluation = EpochBatches(len(self.evaluation), config.batch_size, config.seed, training=False)
+        return (
+            BatchLoader(self.train, train, self.workers, pin_memory),
+            BatchLoader(self.evaluation, evaluation, self.workers, pin_memory),
+        )
+
+
+def build_data(config: TrainConfig, report: Callable[[str], None]) -> Data:
+    """List, check, split and (where it pays) decode the images of ``--data``.
+
+    Raises:
+        UserError: no usable data there; or, with ``--strict``, a file that is not a sound image.
+    """
+    if config.data == "elpv":
+        listing, held_out = list_elpv(), None
+        bad: list[BadImage] = []
+    else:
+        listing, held_out, bad = list_folder(Path(config.data))
+    refuse_if_strict(bad, config.strict)
+
+    whole = config.augment == "crop"
+    margin = CROP_MARGIN if whole else 0.0
+    total = len(listing) + (len(held_out) if held_out else 0)
+    in_memory = choose_cache(config, total)
+    memory: list[Tensor | None] = [None, None]
+    parts = [listing] if held_out is None else [listing, held_out]
+    if in_memory or total <= CHECK_LIMIT:
+        report(f"reading {total} images of {config.data}")
+        for number, part in enumerate(parts):
+            keep = (config.img_size, margin) if in_memory else None
+            parts[number], memory[number], unreadable = read_all(part, keep)
+            bad = bad + unreadable
+        refuse_if_strict(bad, config.strict)
+    for part in parts:
+        part.require_every_class(f"{config.data}, bad images left out," if bad else config.data)
+
+    if held_out is None:
+        whole_listing, whole_memory = parts[0], memory[0]
+        parts = list(stratified_split(whole_listing, config.val_split, config.seed))
+        if whole_memory is not None:
+            row = {path: index for index, path in enumerate(whole_listing.paths)}
+            memory = [whole_memory[[row[path] for path in part.paths]] for part in parts]
+        parts[1].require_every_class("the held-out part; raise --val-split or add images")
+    augmentation = build_augmentation(config.augment, config.img_size)
+    train = ImageDataset(parts[0], config.img_size, config.seed, augmentation, whole, margin, memory[0])
+    evaluation = ImageDataset(parts[1], config.img_size, config.seed, margin=margin, memory=memory[1])
+    return Data(train, evaluation, bad, choose_workers(config.workers, in_memory), in_memory)
+
+
+def choose_cache(config: TrainConfig, images: int) -> bool:
+    if config.augment == "crop":
+        if config.cache == "on":
+            raise UserError("--cache on does not go with --augment crop, which cuts from the whole image each time")
+        return False
+    return config.cache == "on" or (config.cache == "auto" and images * 3 * config.img_size**2 <= CACHE_LIMIT)
+
+
+def choose_workers(wanted: int | None, in_memory: bool) -> int:
+    if wanted is not None:
+        return wanted
+    return 0 if in_memory else min(8, usable_cores())
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def read_all(listing: Listing, keep: tuple[int, float] | None) -> tuple[Listing, Tensor | None, list[BadImage]]:
+    """Decode every image of a listing, in threads (decoders release the interpreter's lock).
+
+    Args:
+        keep: (size, margin) of the squares to return; None only checks.
+
+    Returns:
+        (the sound images, their squares [n, 3, size, size] uint8 or None, the others)
+    """
+
+    def read(path: Path) -> Tensor | BadImage | None:
+        image = read_image(path)
+        if isinstance(image, BadImage):
+            return image
+        return to_tensor(to_square(image, *keep)) if keep else None
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        results = list(pool.map(read, listing.paths))
+    sound = [index for index, result in enumerate(results) if not isinstance(result, BadImage)]
+    bad = [result for result in results if isinstance(result, BadImage)]
+    squares = [result for result in results if isinstance(result, Tensor)]
+    return listing.select(sound), torch.stack(squares) if squares else None, bad
+
+
+def refuse_if_strict(bad: Iterable[BadImage], strict: bool) -> None:
+    bad = list(bad)
+    if bad and strict:
+        others = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(
+            f"--strict: {bad[0].path} cannot be used ({bad[0].reason}){others}; mend or remove, or leave out --strict "
+            "to skip and count such files"
+        )

@@ -1,0 +1,117 @@
+"""summary.csv, a row per epoch, and steps.csv, a row per optimiser step."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradfast.errors import UserError
+from gradfast.train.files import append_whole, atomic_write
+from gradfast.train.metrics import Evaluation
+from gradfast.train.tally import COLUMNS, Tally
+
+SUMMARY = "summary.csv"
+STEPS = "steps.csv"
+
+SUMMARY_COLUMNS = (
+    "epoch",  # counted from 1
+    "train_loss",  # mean over the training images as they were met
+    "eval_loss",
+    "eval_acc1",  # share, 0 to 1
+    "eval_balanced_acc",  # share, 0 to 1
+    "lr",  # of the epoch's last step
+    "grad_norm",  # before clipping, mean over the steps
+    "grad_norm_max",
+    "clip_fraction",  # share of the steps that were scaled down
+    "skipped_steps",  # for a NaN or infinite gradient, in this epoch
+    "images_per_s",  # of training, evaluation left out
+    "seconds",  # training and evaluation
+)
+STEP_COLUMNS = ("epoch", "step", *COLUMNS)
+_WHOLE: dict[str, Callable[[str], float]] = dict.fromkeys(("epoch", "step", "images", "skipped_steps"), int)
+
+
+def summary_row(epoch: int, tally: Tally, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    """The row of an epoch, whose number counts from 1."""
+    return {
+        "epoch": epoch,
+        "train_loss": tally.loss(),
+        "eval_loss": evaluation.loss,
+        "eval_acc1": evaluation.accuracy,
+        "eval_balanced_acc": evaluation.balanced_accuracy,
+        "lr": tally.columns["lr"][-1] if len(tally) else 0.0,
+        "grad_norm": tally.grad_norm(),
+        "grad_norm_max": tally.grad_norm_max(),
+        "clip_fraction": tally.clip_fraction(),
+        "skipped_steps": tally.skipped_steps,
+        "images_per_s": round(tally.images_per_second(), 2),
+        "seconds": round(seconds, 2),
+    }
+
+
+def step_rows(epoch: int, first_step: int, tally: Tally) -> list[dict[str, Any]]:
+    """The rows of an epoch's steps; epochs and steps count from 1."""
+    return [
+        {"epoch": epoch, "step": first_step + number, **{name: tally.columns[name][number] for name in COLUMNS}}
+        for number in range(len(tally))
+    ]
+
+
+def to_csv(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], heading: bool = True) -> str:
+    """Rows as CSV; floats are written so that they read back to the same bits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    if heading:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file of numbers; none where there is no file.
+
+    Raises:
+        UserError: a cell is not a number.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [{name: _WHOLE.get(name, float)(value) for name, value in row.items()} for row in rows]
+    except (TypeError, ValueError):
+        raise UserError(f"{path} is not a table of numbers; mend it, or move it away to start a new one") from None
+
+
+class History:
+    """The two tables of a run folder.
+
+    Rows of epochs that a resumed run will do again are dropped when it starts, so that a table never holds an epoch
+    twice, whenever the earlier run was stopped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.summary: list[dict[str, Any]] = []
+
+    def start(self, source: Path | None = None, epochs: int = 0) -> None:
+        """Write both tables, with the first `epochs` epochs of the run in `source`."""
+        steps: list[dict[str, Any]] = []
+        if source is not None:
+            self.summary = [row for row in read_csv(source / SUMMARY) if row["epoch"] <= epochs]
+            steps = [row for row in read_csv(source / STEPS) if row["epoch"] <= epochs]
+        with atomic_write(self.folder / STEPS) as file:
+            file.write(to_csv(STEP_COLUMNS, steps).encode())
+        self.write_summary()
+
+    def write_summary(self) -> None:
+        with atomic_write(self.folder / SUMMARY) as file:
+            file.write(to_csv(SUMMARY_COLUMNS, self.summary).encode())
+
+    def add(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+        append_whole(self.folder / STEPS, to_csv(STEP_COLUMNS, steps, heading=False))
+        self.summary.append(row)
+        self.write_summary()

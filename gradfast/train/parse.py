@@ -1,0 +1,53 @@
+"""From the text of a flag or a YAML value to a checked value; a bad one says what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value", int, float)
+
+
+def _number(convert: Callable[[str], Value], what: str, accept: Callable[[Value], bool]) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        try:
+            value = convert(text)
+        except ValueError:
+            raise ValueError(f"expected {what}, got {text!r}") from None
+        if not (math.isfinite(value) and accept(value)):
+            raise ValueError(f"expected {what}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, "a whole number of at least 1", lambda value: value >= 1)
+natural = _number(int, "a whole number of at least 0", lambda value: value >= 0)
+seed = _number(int, "a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+positive = _number(float, "a number above 0", lambda value: value > 0)
+non_negative = _number(float, "a number of at least 0", lambda value: value >= 0)
+fraction = _number(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
+open_fraction = _number(float, "a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
+
+
+def text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("expected some text, got nothing")
+    return value
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}, got {value!r}")
+        return value
+
+    return parse
+
+
+def clip_limit(value: str) -> float | None:
+    """A norm, or None for ``0``, ``off`` and ``none``: do not clip."""
+    if value.strip().lower() in ("off", "none"):
+        return None
+    return non_negative(value) or None

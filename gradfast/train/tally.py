@@ -1,0 +1,89 @@
+"""The numbers of each step of an epoch, fetched from the device in batches so that no step waits for them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COLUMNS = ("loss", "grad_norm", "clip_coef", "lr", "images")
+_ON_DEVICE = ("loss", "grad_norm", "clip_coef")
+
+
+class Tally:
+    """Columns of one epoch, a row per optimiser step.
+
+    `add` keeps 0-d tensors as they are; `drain` moves all that wait with one transfer. Read the columns after a
+    drain. `grad_norm` is the global norm before clipping, and grad_norm * clip_coef the one after it.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
+        self.seconds = 0.0  # spent training, in this and in interrupted parts of the epoch
+        self.skipped_steps = 0
+        self._waiting: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.columns["lr"])
+
+    @property
+    def waiting(self) -> int:
+        """Steps not drained yet."""
+        return len(self._waiting)
+
+    def add(self, loss: Tensor, grad_norm: Tensor, clip_coef: Tensor, lr: float, images: int) -> None:
+        """One step: its mean loss, norm before clipping and clip coefficient (0-d), its rate and number of images."""
+        device = loss.device
+        row = [value.detach().to(device, torch.float32) for value in (loss, grad_norm, clip_coef)]
+        self._waiting.append(torch.stack(row))  # a copy: the optimiser may reuse its tensors in the next step
+        self.columns["lr"].append(lr)
+        self.columns["images"].append(images)
+
+    def drain(self) -> None:
+        if self._waiting:
+            for row in torch.stack(self._waiting).tolist():
+                for name, value in zip(_ON_DEVICE, row, strict=True):
+                    self.columns[name].append(value)
+            self._waiting.clear()
+
+    def images(self) -> int:
+        return int(sum(self.columns["images"]))
+
+    def images_per_second(self) -> float:
+        return self.images() / self.seconds if self.seconds > 0 else 0.0
+
+    def loss(self) -> float:
+        """Mean over the images of the epoch."""
+        weighted = sum(a * n for a, n in zip(self.columns["loss"], self.columns["images"], strict=True))
+        return weighted / self.images() if self.images() else math.nan
+
+    def recent(self, name: str, steps: int = 20) -> float:
+        """Mean of the last finite values of a column."""
+        values = [value for value in self.columns[name][-steps:] if math.isfinite(value)]
+        return sum(values) / len(values) if values else math.nan
+
+    def grad_norm(self) -> float:
+        """Mean of the finite norms."""
+        return self.recent("grad_norm", len(self))
+
+    def grad_norm_max(self) -> float:
+        """Largest finite norm."""
+        return max((norm for norm in self.columns["grad_norm"] if math.isfinite(norm)), default=math.nan)
+
+    def clip_fraction(self) -> float:
+        """Share of the steps with a finite norm that were scaled down."""
+        pairs = zip(self.columns["grad_norm"], self.columns["clip_coef"], strict=True)
+        clipped = [coefficient < 1 for norm, coefficient in pairs if math.isfinite(norm)]
+        return sum(clipped) / len(clipped) if clipped else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.drain()
+        return {"columns": self.columns, "seconds": self.seconds, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.columns = {name: list(state["columns"][name]) for name in COLUMNS}
+        self.seconds = state["seconds"]
+        self.skipped_steps = state["skipped_steps"]
+        self._waiting.clear()
