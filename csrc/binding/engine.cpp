@@ -44,7 +44,7 @@ bool same_structure(const Slot& a, const Slot& b) {
 Engine::Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     Member member;
-    member.parameter = std::move(parameters[i]);
+    member.arrays = {std::move(parameters[i]), at::Tensor()};
     member.group = group_of[i];
     member.name = std::move(names[i]);
     members_.push_back(std::move(member));
@@ -73,11 +73,11 @@ std::vector<int> Engine::step(py::dict state, const std::vector<GroupSettings>& 
     run_parts(norm_);
   }
   for (Member& member : members_) {
-    if (member.active) {
-      bump_version(member.parameter);
-      for (const at::Tensor& tensor : member.states) bump_version(tensor);
+    if (!member.active) continue;
+    for (std::size_t a = 0; a < member.arrays.size(); ++a) {
+      if (a != kGradient) bump_version(member.arrays[a]);
     }
-    member.gradient.reset();  // not ours to keep alive: zero_grad() frees it
+    member.arrays[kGradient].reset();  // not ours to keep alive: zero_grad() frees it
   }
   return {};
 }
@@ -86,15 +86,15 @@ std::vector<int> Engine::step(py::dict state, const std::vector<GroupSettings>& 
 bool Engine::collect_gradients() {
   bool differs = false;
   for (Member& member : members_) {
-    const at::Tensor& gradient = member.parameter.grad();
+    const at::Tensor& gradient = member.parameter().grad();
     const bool active = gradient.defined();
     differs |= active != member.active;
     member.active = active;
     if (!active) continue;
     check_tensor(gradient, "the gradient", member.name, false);
-    check_match(member.parameter, gradient, "the gradient", member.name);
+    check_match(member.parameter(), gradient, "the gradient", member.name);
     const bool lazy = gradient.is_conj() || gradient.is_neg();
-    member.gradient = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
+    member.arrays[kGradient] = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
   }
   return differs;
 }
@@ -107,7 +107,7 @@ std::vector<int> Engine::bind_states(const py::dict& state, const std::vector<Gr
   for (std::size_t i = 0; i < members_.size(); ++i) {
     Member& member = members_[i];
     if (!member.active) continue;
-    const py::object key = py::cast(member.parameter);
+    const py::object key = py::cast(member.parameter());
     PyObject* entries = PyDict_GetItemWithError(state.ptr(), key.ptr());
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (!bind_member(member, entries, groups[member.group])) missing.push_back(static_cast<int>(i));
@@ -119,30 +119,32 @@ std::vector<int> Engine::bind_states(const py::dict& state, const std::vector<Gr
 }
 
 bool Engine::bind_member(Member& member, PyObject* entries, const GroupSettings& settings) {
-  check_tensor(member.parameter, "the data", member.name, true);
+  check_tensor(member.parameter(), "the data", member.name, true);
   const std::vector<std::string>& keys = std::get<2>(settings);
   std::vector<at::Tensor> states;
   for (const std::string& key : keys) {
     at::Tensor state = entries == nullptr ? at::Tensor() : tensor_at(entries, key.c_str());
     if (!state.defined()) return false;
     check_tensor(state, "the state", member.name, true);
-    check_match(member.parameter, state, ("the state " + key).c_str(), member.name);
+    check_match(member.parameter(), state, ("the state " + key).c_str(), member.name);
     states.push_back(std::move(state));
   }
-  const bool loaded = !states.empty() && (member.states.empty() || !member.states[0].is_same(states[0]));
+  const bool bound = member.arrays.size() > kFirstState;
+  const bool loaded = !states.empty() && !(bound && member.arrays[kFirstState].is_same(states[0]));
   at::Tensor step = entries == nullptr ? at::Tensor() : tensor_at(entries, "step");
   if (!step.defined()) {
     if (std::get<0>(settings).rfind("adam", 0) == 0) return false;
-    if (!member.updates.defined() || loaded || member.updates.device() != member.parameter.device()) {
+    if (!member.updates.defined() || loaded || member.updates.device() != member.parameter().device()) {
       // A state that was there before this engine saw it has had its first update.
-      const auto options = at::TensorOptions().dtype(at::kFloat).device(member.parameter.device());
+      const auto options = at::TensorOptions().dtype(at::kFloat).device(member.parameter().device());
       member.updates = at::full({}, member.fresh ? 0.0 : 1.0, options);
       member.fresh = false;
     }
     step = member.updates;
   }
-  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter.device()) return false;
-  member.states = std::move(states);
+  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter().device()) return false;
+  member.arrays.resize(kFirstState);
+  member.arrays.insert(member.arrays.end(), states.begin(), states.end());
   member.step = std::move(step);
   return true;
 }
@@ -177,18 +179,15 @@ void Engine::fill_slots(const std::vector<GroupSettings>& groups) {
     part.members.clear();
     for (const GroupSettings& settings : groups) part.problem.groups.push_back(group_of(settings));
   }
-  std::vector<at::Tensor> arrays;
   for (std::size_t i = 0; i < members_.size(); ++i) {
-    Member& member = members_[i];
+    const Member& member = members_[i];
     if (!member.active) continue;
     const std::size_t parts = parts_.size();
-    Part& part = part_on(member.parameter.device());
+    Part& part = part_on(member.parameter().device());
     if (parts_.size() != parts) {
       for (const GroupSettings& settings : groups) part.problem.groups.push_back(group_of(settings));
     }
-    arrays.assign({member.parameter, member.gradient});
-    arrays.insert(arrays.end(), member.states.begin(), member.states.end());
-    add_slot(arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem);
+    add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem);
     part.members.push_back(static_cast<int>(i));
   }
 }
@@ -227,7 +226,7 @@ void Engine::run_parts(const Norm& norm) {
 // fp64 if a parameter is, else fp32; zero before the first step.
 at::Tensor Engine::result(at::Tensor value) const {
   const bool is_double = std::any_of(members_.begin(), members_.end(), [](const Member& member) {
-    return c10::toRealValueType(member.parameter.scalar_type()) == at::kDouble;
+    return c10::toRealValueType(member.parameter().scalar_type()) == at::kDouble;
   });
   return value.to(is_double ? at::kDouble : at::kFloat);
 }

@@ -47,13 +47,13 @@ class Engine {
 
  private:
   struct Member {  // one parameter
-    at::Tensor parameter;
+    const at::Tensor& parameter() const { return arrays[kParameter]; }
+
+    std::vector<at::Tensor> arrays;  // parameter, gradient of this step, states
     int group;
     std::string name;
-    std::vector<at::Tensor> states;
     at::Tensor step;      // 0-d float: the state's own "step", or `updates`
     at::Tensor updates;   // 0-d float, for rules whose state has no step count
-    at::Tensor gradient;  // of this step
     bool active = false;  // has a gradient in this step
     bool fresh = false;   // its states were made just now
   };
