@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import importlib.util
 import json
 import shlex
 import sys
@@ -57,24 +58,28 @@ def mismatch(record: dict[str, Any], version: str, cuda: str | None) -> str | No
 
 def rebuild_command() -> str:
     """Return the command that builds gradfast again for the installed torch, from where it was installed from."""
-    source, editable = _source()
-    flags = "--no-build-isolation --force-reinstall --no-deps --no-cache-dir"
     python = shlex.quote(sys.executable or "python")
-    return f"{python} -m pip install setuptools ninja && {python} -m pip install {flags} {editable}{source}"
+    if importlib.util.find_spec("pip") is None:  # an environment that uv made
+        return f"uv pip install --python {python} --reinstall --no-deps --no-cache {_source()}"
+    return f"{python} -m pip install --force-reinstall --no-deps --no-cache-dir {_source()}"
 
 
-def _source() -> tuple[str, str]:
-    """Return the folder that gradfast was installed from, and "-e " if it is used in place."""
+def _source() -> str:
+    """Return where gradfast was installed from, as pip's argument: "-e " and the folder if it is used in place."""
     if (_PACKAGE.parent / "setup.py").is_file() and (_PACKAGE.parent / "csrc").is_dir():
-        return shlex.quote(str(_PACKAGE.parent)), "-e "
+        return "-e " + shlex.quote(str(_PACKAGE.parent))
     try:
         text = metadata.distribution("gradfast").read_text("direct_url.json")
-        url = urlparse(json.loads(text)["url"]) if text else None
-    except (metadata.PackageNotFoundError, KeyError, ValueError):
-        url = None
-    if url and url.scheme == "file" and Path(unquote(url.path)).exists():
-        return shlex.quote(unquote(url.path)), ""
-    return ". (in gradfast's source folder)", ""
+        origin = json.loads(text) if text else {}
+    except (metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url, version_control = str(origin.get("url", "")), origin.get("vcs_info")
+    if version_control:
+        return shlex.quote(f"{version_control['vcs']}+{url}@{version_control['commit_id']}")
+    path = unquote(urlparse(url).path)
+    if url.startswith("file:") and Path(path).exists():
+        return shlex.quote(path)
+    return ". (in gradfast's source folder)"
 
 
 def read_record(path: Path = _RECORD) -> dict[str, Any]:

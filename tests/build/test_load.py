@@ -46,8 +46,41 @@ def test_mismatch_names_both_versions_and_the_command(
     assert message is not None
     assert f"built for torch {built[0]} ({_load.flavour(built[1])})" in message
     assert f"torch {imported[0]} ({_load.flavour(imported[1])}) is imported" in message
-    assert "-m pip install --no-build-isolation --force-reinstall --no-deps" in message
+    assert "-m pip install --force-reinstall --no-deps" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("origin", "source"),
+    [
+        ({"url": "file://FOLDER/a%20folder", "dir_info": {}}, "'FOLDER/a folder'"),
+        ({"url": "file:///gone", "dir_info": {}}, ". (in gradfast's source folder)"),
+        (
+            {"url": "https://host/gradfast.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}},
+            "git+https://host/gradfast.git@c0ffee",
+        ),
+        (None, ". (in gradfast's source folder)"),
+    ],
+)
+def test_rebuild_command_names_where_it_was_installed_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: dict[str, object] | None, source: str
+) -> None:
+    (tmp_path / "a folder").mkdir()
+    text = json.dumps(origin).replace("FOLDER", str(tmp_path)) if origin else None
+
+    class Distribution:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return text
+
+    monkeypatch.setattr(_load, "_PACKAGE", tmp_path / "site-packages" / "gradfast")
+    monkeypatch.setattr(_load.metadata, "distribution", lambda name: Distribution())
+    assert _load.rebuild_command().endswith(" --no-cache-dir " + source.replace("FOLDER", str(tmp_path)))
+
+
+def test_rebuild_command_for_an_environment_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load.importlib.util, "find_spec", lambda name: None)
+    assert _load.rebuild_command().startswith(f"uv pip install --python {sys.executable} --reinstall --no-deps")
 
 
 def test_import_of_a_build_for_another_torch_fails_with_that_message(tmp_path: Path) -> None:
