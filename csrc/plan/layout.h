@@ -26,6 +26,7 @@ struct Layout {
   // Position of element `index` in array `array`, in elements from its first.
   GF_HOST_DEVICE std::int64_t offset(std::int64_t index, int array) const {
     std::int64_t position = 0;
+    GF_NO_UNROLL
     for (int d = dimensions - 1; d >= 0; --d) {
       const std::int64_t outer = index / sizes[d];
       position += (index - outer * sizes[d]) * strides[array][d];

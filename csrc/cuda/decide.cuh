@@ -1,0 +1,85 @@
+// Between the phases: every block adds up the chunks' partial sums, in the same order whatever the grid, and so comes
+// to the same decision by itself. Costs 8 bytes a chunk of 4096 elements or more, read from L2.
+#pragma once
+
+#include "measure.cuh"
+#include "rules/clip.h"
+
+namespace gradfast::cuda {
+
+// Joins the values of all threads of the block; every thread returns the same.
+GF_DEVICE double block_join(BlockMemory& memory, const Norm& norm, double value) {
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) value = join(norm, value, shuffle_xor(value, mask));
+  if (lane_index() == 0) memory.sums[warp_index()] = value;
+  block_barrier();
+  value = memory.sums[0];
+  for (int warp = 1; warp < kWarps; ++warp) value = join(norm, value, memory.sums[warp]);
+  return value;
+}
+
+// The sum of powers over all elements of all tensors.
+GF_DEVICE double total_sum(const Header& header, BlockMemory& memory) {
+  if (header.total) return *header.total;
+  double sum = 0;
+  for (int chunk = thread_index(); chunk < header.chunk_count; chunk += kThreads) {
+    sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
+  }
+  return block_join(memory, header.norm, sum);
+}
+
+// The sum of powers of one tensor, by one warp, in every lane.
+GF_DEVICE double tensor_sum(const Header& header, int tensor) {
+  const std::int32_t last = header.tensors[tensor + 1].first_chunk;
+  double sum = 0;
+  for (int chunk = header.tensors[tensor].first_chunk + lane_index(); chunk < last; chunk += kWarpSize) {
+    sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
+  }
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum = join(header.norm, sum, shuffle_xor(sum, mask));
+  return sum;
+}
+
+// The first slot whose sum is not finite, or -1. Asked for by one block, and only when something went wrong.
+GF_DEVICE std::int32_t first_nonfinite_slot(const Header& header, BlockMemory& memory) {
+  constexpr std::int32_t kNone = 0x7fffffff;
+  std::int32_t first = kNone;
+  for (int tensor = warp_index(); tensor < header.tensor_count; tensor += kWarps) {
+    const std::int32_t slot = header.tensors[tensor].slot;
+    if (!is_finite(tensor_sum(header, tensor)) && slot < first) first = slot;
+  }
+  if (lane_index() == 0) memory.minima[warp_index()] = first;
+  block_barrier();
+  for (int warp = 0; warp < kWarps; ++warp) first = memory.minima[warp] < first ? memory.minima[warp] : first;
+  return first == kNone ? -1 : first;
+}
+
+GF_DEVICE_CALL ClipDecision decide(const Header& header, double sum) {
+  const double loss_scale = header.loss_scale ? static_cast<double>(*header.loss_scale) : 1.0;
+  const bool found_infinite = header.found_infinite && *header.found_infinite != 0.0f;
+  return decide(header.clip, finish(header.norm, sum), loss_scale, found_infinite);
+}
+
+// Leaves the tensors' sums, shared out among all warps of the grid, and by the first block the report.
+GF_DEVICE void write_report(const Header& header, BlockMemory& memory, const ClipDecision& decision, double sum) {
+  const bool measured = header.total == nullptr;
+  if (measured) {
+    const int first = block_index() * kWarps + warp_index();
+    for (int tensor = first; tensor < header.tensor_count; tensor += block_count() * kWarps) {
+      const double of_tensor = tensor_sum(header, tensor);
+      if (lane_index() == 0) header.tensor_sums[header.tensors[tensor].slot] = of_tensor;
+    }
+  }
+  if (block_index() != 0) return;
+  const std::int32_t first_nonfinite = measured && !is_finite(sum) ? first_nonfinite_slot(header, memory) : -1;
+  if (thread_index() != 0) return;
+  Report& report = *header.report;
+  if (measured) report.first_nonfinite = first_nonfinite;
+  if (header.total != &report.sum) report.sum = sum;
+  report.norm = decision.norm;
+  report.coefficient = decision.coefficient;
+  if (header.tasks & kCount) {
+    report.skipped = decision.skip ? 1 : 0;
+    report.skipped_steps += decision.skip ? 1 : 0;
+  }
+}
+
+}  // namespace gradfast::cuda

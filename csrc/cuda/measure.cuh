@@ -1,0 +1,132 @@
+// Phase 1: the sum of powers of one chunk, by one warp. Reads 4 bytes a parameter in fp32: every gradient once.
+//
+// Sums are doubles, as rules/norm.h asks. Adding each element as a double costs nothing where the GPU has fp64 units
+// enough, but the consumer ones have two a multiprocessor. So 16-bit gradients, whose squares a float holds exactly,
+// are first added up by fours in fp32 (relative error under 2^-23 of four elements, random in sign).
+#pragma once
+
+#include "access.cuh"
+#include "rules/norm.h"
+
+namespace gradfast::cuda {
+
+template <class Kind, class Storage>
+GF_DEVICE double add_vector(double sum, const Vector<Storage>& g, double p) {
+  GF_UNROLL
+  for (int e = 0; e < kVector<Storage>; ++e) sum = Kind::add(sum, static_cast<double>(widen(g.element[e])), p);
+  return sum;
+}
+
+template <class Storage>
+GF_DEVICE double add_squares_of_four(double sum, const Storage* g) {
+  const float a = widen(g[0]), b = widen(g[1]), c = widen(g[2]), d = widen(g[3]);
+  const float squares = (a * a + b * b) + (c * c + d * d);
+  // Far inside the range of a float nothing of weight was lost. Outside of it, and for NaN, one by one in fp64.
+  if (squares > 0x1p-90f && squares < 0x1p120f) return sum + static_cast<double>(squares);
+  const double four[4] = {a, b, c, d};
+  GF_UNROLL
+  for (int e = 0; e < 4; ++e) sum = NormTwo::add(sum, four[e], 2.0);
+  return sum;
+}
+
+template <>
+GF_DEVICE double add_vector<NormTwo, Half>(double sum, const Vector<Half>& g, double) {
+  return add_squares_of_four(add_squares_of_four(sum, g.element), g.element + 4);
+}
+
+template <>
+GF_DEVICE double add_vector<NormTwo, BFloat16>(double sum, const Vector<BFloat16>& g, double) {
+  return add_squares_of_four(add_squares_of_four(sum, g.element), g.element + 4);
+}
+
+// This lane's part of the sum over `length` dense gradients. Copies them to `kept` unless that is null; `kept` has the
+// same distance from a 16-byte boundary as `g`.
+template <class Kind, class Storage>
+GF_DEVICE double measure_dense(const Storage* g, Storage* kept, int length, int lane, double p) {
+  constexpr int kBatch = 4;  // loads in flight
+  const Span<Storage> span(g, length);
+  constexpr int kStride = kWarpSize * kVector<Storage>;
+  double sum = 0;
+  GF_NO_UNROLL
+  for (int first = lane; first < span.vectors; first += kBatch * kWarpSize) {
+    const Storage* from = g + span.head + first * kVector<Storage>;
+    Bits128 batch[kBatch];
+    GF_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      if (first + b * kWarpSize < span.vectors) batch[b] = load_bits(from + b * kStride);
+    }
+    GF_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      if (first + b * kWarpSize < span.vectors) sum = add_vector<Kind>(sum, vector_of<Storage>(batch[b]), p);
+    }
+    if (!kept) continue;
+    Storage* to = kept + span.head + first * kVector<Storage>;
+    GF_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      if (first + b * kWarpSize < span.vectors) store_bits(to + b * kStride, batch[b]);
+    }
+  }
+  const int single = span.single(lane);
+  if (single >= 0) {
+    sum = Kind::add(sum, static_cast<double>(widen(g[single])), p);
+    if (kept) kept[single] = g[single];
+  }
+  return sum;
+}
+
+// Joins the lanes' values; every lane returns the same.
+template <class Kind>
+GF_DEVICE double warp_join(double value) {
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) value = Kind::join(value, shuffle_xor(value, mask));
+  return value;
+}
+
+// The same for gradients that do not lie densely, one at a time.
+template <class Kind, class Storage>
+GF_DEVICE double measure_strided(const Storage* g, const Layout& layout, std::int64_t first, int length, int lane,
+                                 double p) {
+  double sum = 0;
+  GF_NO_UNROLL
+  for (int i = lane; i < length; i += kWarpSize) {
+    sum = Kind::add(sum, static_cast<double>(widen(g[layout.offset(first + i, kGradient)])), p);
+  }
+  return sum;
+}
+
+// The sums of powers of the dense chunks among those of this block, a warp each.
+template <class Kind, class Storage, class Kept>
+GF_DEVICE void measure_chunks(const Header& header, Changing changing, Share share, Kept kept) {
+  GF_NO_UNROLL
+  for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
+    const ChunkEntry chunk = header.chunks[c];
+    if (header.tensors[chunk.tensor].layout >= 0) continue;
+    const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]) + chunk.offset;
+    const double sum = warp_join<Kind>(
+        measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p));
+    if (lane_index() == 0) header.partials[c] = sum;
+  }
+}
+
+// Those of the others. They are few: in a function of its own, their index arithmetic takes no registers from above.
+template <class Kind, class Storage>
+GF_DEVICE_CALL void measure_strided_chunks(const Header& header, Changing changing, Share share) {
+  GF_NO_UNROLL
+  for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
+    const ChunkEntry chunk = header.chunks[c];
+    const std::int32_t layout = header.tensors[chunk.tensor].layout;
+    if (layout < 0) continue;
+    const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]);
+    const double sum = warp_join<Kind>(measure_strided<Kind>(g, header.layouts[layout], chunk.offset, chunk.length,
+                                                             lane_index(), header.norm.p));
+    if (lane_index() == 0) header.partials[c] = sum;
+  }
+}
+
+// Phase 1 of this block. `kept(chunk, g)` says where the chunk's gradients `g` are to be kept, if anywhere.
+template <class Kind, class Storage, class Kept>
+GF_DEVICE void measure(const Header& header, Changing changing, Share share, Kept kept) {
+  measure_chunks<Kind, Storage>(header, changing, share, kept);
+  if (header.layouts) measure_strided_chunks<Kind, Storage>(header, changing, share);
+}
+
+}  // namespace gradfast::cuda

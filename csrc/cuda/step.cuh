@@ -1,0 +1,86 @@
+// The kernels. One step is
+//
+//   phase 1   every block sums the powers of its chunks and keeps gradients in shared memory while they fit
+//   barrier   of the whole grid
+//   decision  from the sum of all, the same in every block
+//   phase 2   every block updates its chunks, last read first, which L2 still holds; first read last, which were kept
+//
+// all in step_kernel where the grid is resident, and otherwise phase 1 in measure_kernel, the rest in step_kernel.
+#pragma once
+
+#include "decide.cuh"
+#include "update.cuh"
+
+namespace gradfast::cuda {
+
+// Where the gradients `g` of `chunk` are kept in shared memory, as far from a 16-byte boundary as they are themselves;
+// null if they are not.
+template <class Storage>
+GF_DEVICE Storage* kept_gradients(const ChunkEntry& chunk, const Storage* g) {
+  if (chunk.kept < 0) return nullptr;
+  const auto past_boundary = static_cast<int>(reinterpret_cast<std::uintptr_t>(g) % kVectorBytes);
+  return reinterpret_cast<Storage*>(shared_memory() + sizeof(BlockMemory) + chunk.kept + past_boundary);
+}
+
+// Counts one more update for each tensor of this launch. The last block to finish does it: all others have read the
+// counters by then.
+GF_DEVICE void count_updates(const Header& header, BlockMemory& memory) {
+  block_barrier();
+  if (thread_index() == 0) memory.finished_before = count_up(header.finished);
+  block_barrier();
+  if (memory.finished_before + 1 != static_cast<std::uint32_t>(block_count())) return;
+  for (int tensor = header.first_tensor + thread_index(); tensor < header.last_tensor; tensor += kThreads) {
+    if (float* step = header.tensors[tensor].step) *step += 1.0f;
+  }
+  if (thread_index() == 0) *header.finished = 0;
+}
+
+template <class Rule, class Storage>
+GF_DEVICE void step(const Header& header, const void* after_header) {
+  BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
+  const Changing changing(header, after_header);
+  const Share share(header);
+  const bool both_phases = header.tasks & kMeasure;
+  const auto kept = [both_phases](const ChunkEntry& chunk, const Storage* g) {
+    return both_phases ? kept_gradients(chunk, g) : nullptr;
+  };
+
+  if (both_phases) {
+    measure<NormTwo, Storage>(header, changing, share, kept);
+    grid_barrier();
+  }
+  const double sum = total_sum(header, memory);
+  const ClipDecision decision = decide(header, sum);
+  if (header.tasks & kReport) write_report(header, memory, decision, sum);
+  if (decision.skip) return;
+
+  update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
+  count_updates(header, memory);
+}
+
+// Both phases, where header.tasks says so; else the second alone.
+template <class Rule, class Storage, int kBytes>
+GF_KERNEL((kResidentBlocks<Rule, Storage>)) step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+  step<Rule, Storage>(arguments.header, arguments.changing);
+}
+
+// Phase 1 alone, for any norm.
+template <class Storage, int kBytes>
+GF_KERNEL(3) measure_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+  const Header& header = arguments.header;
+  const Changing changing(header, arguments.changing);
+  const auto nowhere = [](const ChunkEntry&, const Storage*) -> Storage* { return nullptr; };
+  with_norm(header.norm.kind, [&](auto kind) {
+    measure<decltype(kind), Storage>(header, changing, Share(header), nowhere);
+  });
+}
+
+// The report alone, where no update follows the measurement.
+template <int kBytes>
+GF_KERNEL(3) report_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+  BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
+  const double sum = total_sum(arguments.header, memory);
+  write_report(arguments.header, memory, decide(arguments.header, sum), sum);
+}
+
+}  // namespace gradfast::cuda
