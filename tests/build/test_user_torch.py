@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -67,11 +68,12 @@ def test_no_torch_says_what_to_install(tmp_path: Path, root: Path) -> None:
 
 def test_first_hook_of_the_backend_gives_that_message(tmp_path: Path, root: Path) -> None:
     # As a front end calls it: setuptools is there as a build requirement, torch is not.
-    import setuptools
-
     requirements = tmp_path / "requirements"
     requirements.mkdir()
-    installed = Path(setuptools.__file__).parent.parent
+    setuptools = importlib.util.find_spec("setuptools")
+    assert setuptools is not None
+    assert setuptools.origin is not None
+    installed = Path(setuptools.origin).parent.parent
     for package in ("setuptools", "_distutils_hack"):
         (requirements / package).symlink_to(installed / package)
     code = ALONE.replace("user_torch.make_importable()", "import gradfast_build as b; b.get_requires_for_build_wheel()")
