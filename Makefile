@@ -85,7 +85,7 @@ $(done)/%.wanted: force | $(done)/venv
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 
-python_files := gradfast tests build_backend setup.py
+python_files := gradfast tests benchmarks build_backend setup.py
 cpp_files     = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 lint: $(done)/dev

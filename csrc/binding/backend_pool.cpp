@@ -22,8 +22,7 @@ Pool& pool() {
 
 }  // namespace
 
-BackendLease::BackendLease(at::Device device)
-    : stream_(c10::impl::VirtualGuardImpl(device.type()).getStream(device)) {
+BackendLease::BackendLease(at::Device device) : stream_(c10::impl::VirtualGuardImpl(device.type()).getStream(device)) {
   {
     const std::lock_guard<std::mutex> lock(pool().mutex);
     auto& idle = pool().idle[stream_];

@@ -18,9 +18,10 @@ Group group_of(const GroupSettings& settings) {
   Group group;
   group.rule = rule_index(rule);
   const RuleInfo info = rule_info(Rules{}, group.rule);
-  TORCH_CHECK_VALUE(static_cast<int>(values.size()) == info.hyperparameters && static_cast<int>(keys.size()) == info.states,
-                    "gradfast: rule '", rule, "' takes ", info.hyperparameters, " hyper-parameters and ", info.states,
-                    " states, got ", values.size(), " and ", keys.size());
+  TORCH_CHECK_VALUE(
+      static_cast<int>(values.size()) == info.hyperparameters && static_cast<int>(keys.size()) == info.states,
+      "gradfast: rule '", rule, "' takes ", info.hyperparameters, " hyper-parameters and ", info.states,
+      " states, got ", values.size(), " and ", keys.size());
   std::copy(values.begin(), values.end(), group.values.value);
   if (lr.has_value()) {
     group.lr = lr->data_ptr();
@@ -142,7 +143,8 @@ bool Engine::bind_member(Member& member, PyObject* entries, const GroupSettings&
     }
     step = member.updates;
   }
-  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter().device()) return false;
+  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter().device())
+    return false;
   member.arrays.resize(kFirstState);
   member.arrays.insert(member.arrays.end(), states.begin(), states.end());
   member.step = std::move(step);

@@ -19,8 +19,7 @@ namespace gradfast {
 
 // One parameter group of one step: rule, hyper-parameters in the rule's order, names of its states, and the learning
 // rate as a tensor where it lives on the device.
-using GroupSettings =
-    std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
+using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
 
 class Engine {
  public:
@@ -35,8 +34,8 @@ class Engine {
   at::Tensor grad_norm();    // 0-d, fp32 or fp64: of the last step, before clipping
   at::Tensor coefficient();  // 0-d, likewise
   std::int64_t skipped_steps();
-  std::int64_t last_skipped();       // 1 if the last step was skipped: waits for the device
-  bool skipped_on_host();            // the same without waiting: false where only a device knows
+  std::int64_t last_skipped();        // 1 if the last step was skipped: waits for the device
+  bool skipped_on_host();             // the same without waiting: false where only a device knows
   std::string nonfinite_parameter();  // name of the first parameter whose gradient was not finite, or ""
   std::vector<std::pair<std::string, at::Tensor>> grad_norms();
 

@@ -113,8 +113,8 @@ at::Tensor clip_grad_norm_(at::TensorList gradients, double max_norm, double nor
 
 void clip_grad_value_(at::TensorList gradients, double clip_value) {
   for (std::size_t i = 0; i < gradients.size(); ++i) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!gradients[i].is_complex(), "gradfast: complex values have no order to clip by: ",
-                                index_name(i));
+    TORCH_CHECK_NOT_IMPLEMENTED(!gradients[i].is_complex(),
+                                "gradfast: complex values have no order to clip by: ", index_name(i));
   }
   auto parts = split_by_device(gradients, norm_of(2.0), "clamp_gradient", clip_value, true);
   for (Part& part : parts) {

@@ -55,12 +55,13 @@ Layout layout_of(const std::vector<at::Tensor>& arrays, const std::string& name)
 }  // namespace
 
 void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      tensor.layout() == at::kStrided, "gradfast: ", what, " of '", name, "' is sparse (", tensor.layout(),
-      "); use sparse=False in the layer that makes it, or torch.optim.SparseAdam or torch.optim.SGD for this parameter");
-  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python), "gradfast: ", what,
-                              " of '", name, "' is a tensor subclass (such as DTensor) without plain storage; ",
-                              "pass plain tensors");
+  TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == at::kStrided, "gradfast: ", what, " of '", name, "' is sparse (",
+                              tensor.layout(),
+                              "); use sparse=False in the layer that makes it, or torch.optim.SparseAdam or "
+                              "torch.optim.SGD for this parameter");
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python),
+                              "gradfast: ", what, " of '", name,
+                              "' is a tensor subclass (such as DTensor) without plain storage; ", "pass plain tensors");
   DType dtype;
   TORCH_CHECK_TYPE(dtype_of(tensor, &dtype), "gradfast: ", what, " of '", name, "' has dtype ", tensor.scalar_type(),
                    "; float64, float32, float16, bfloat16 and their complex kinds are supported");
@@ -75,8 +76,8 @@ void check_match(const at::Tensor& parameter, const at::Tensor& other, const cha
                     other.sizes(), ", the parameter has ", parameter.sizes());
   TORCH_CHECK_TYPE(other.scalar_type() == parameter.scalar_type(), "gradfast: ", what, " of '", name, "' has dtype ",
                    other.scalar_type(), ", the parameter has ", parameter.scalar_type());
-  TORCH_CHECK_VALUE(other.device() == parameter.device(), "gradfast: ", what, " of '", name, "' is on ",
-                    other.device(), ", the parameter is on ", parameter.device());
+  TORCH_CHECK_VALUE(other.device() == parameter.device(), "gradfast: ", what, " of '", name, "' is on ", other.device(),
+                    ", the parameter is on ", parameter.device());
 }
 
 void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name,

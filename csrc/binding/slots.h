@@ -19,8 +19,7 @@ void check_match(const at::Tensor& parameter, const at::Tensor& other, const cha
 
 // Appends the slot of one parameter. `arrays`: parameter, gradient, states, all of one shape and dtype. A Layout is
 // appended to `problem` where memory order would not pair the right elements.
-void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name,
-              Problem* problem);
+void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem);
 
 // Tells autograd that `tensor` was written, as torch's own in-place operators do.
 void bump_version(const at::Tensor& tensor);

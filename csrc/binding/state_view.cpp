@@ -29,9 +29,8 @@ bool StateView::unchanged(PyObject* state) {
 
 bool StateView::matches(PyObject* state) const {
   std::size_t seen = 0;
-  const bool same = walk(state, [&](PyObject* object) {
-    return seen < objects_.size() && objects_[seen++].ptr() == object;
-  });
+  const bool same =
+      walk(state, [&](PyObject* object) { return seen < objects_.size() && objects_[seen++].ptr() == object; });
   return same && seen == objects_.size();
 }
 

@@ -20,8 +20,8 @@ inline constexpr int kMaxDimensions = 8;           // after coalescing
 struct Layout {
   int dimensions = 0;
   int arrays = 0;
-  std::int64_t sizes[kMaxDimensions] = {};                 // outermost first
-  std::int64_t strides[kMaxArrays][kMaxDimensions] = {};   // in elements
+  std::int64_t sizes[kMaxDimensions] = {};                // outermost first
+  std::int64_t strides[kMaxArrays][kMaxDimensions] = {};  // in elements
 
   // Position of element `index` in array `array`, in elements from its first.
   GF_HOST_DEVICE std::int64_t offset(std::int64_t index, int array) const {

@@ -55,7 +55,7 @@ struct Report {
   double norm = 0;         // of the true gradients, before clipping
   double coefficient = 1;  // in [0, 1]
   std::int64_t skipped_steps = 0;
-  std::int32_t skipped = 0;          // 1 if the last step was skipped
+  std::int32_t skipped = 0;           // 1 if the last step was skipped
   std::int32_t first_nonfinite = -1;  // slot of the first tensor whose sum is not finite, when it was
 };
 

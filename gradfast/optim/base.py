@@ -76,7 +76,9 @@ class ClippedOptimizer(Optimizer):
         if nonfinite not in NONFINITE:
             raise ValueError(f"Invalid nonfinite value: {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
         if differentiable:
-            raise RuntimeError(f"gradfast.{type(self).__name__} does not support differentiable=True; use torch.optim's")
+            raise RuntimeError(
+                f"gradfast.{type(self).__name__} does not support differentiable=True; use torch.optim's"
+            )
         if fused and foreach:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self.max_norm, self.norm_type, self.nonfinite = max_norm, float(norm_type), nonfinite
@@ -86,7 +88,7 @@ class ClippedOptimizer(Optimizer):
             group.setdefault("l1", l1)
             group["fused"] = fused
             _check_l1(group)
-        self._engine = None
+        self._engine: Any = None
 
     # ---------------------------------------------------------------- the step
 

@@ -46,9 +46,7 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         l1: float = 0.0,
         nonfinite: str = "skip",
     ) -> None:
-        super().__init__(
-            params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach
-        )
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach)
         self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:

@@ -1,4 +1,4 @@
-"""Parameters, gradients and states that lie differently in memory: the right elements meet, and nothing else is written."""
+"""Parameters, gradients and states that lie differently in memory: the right elements meet, nothing else is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
         "transposed gradient": (torch.randn(9, 7, dtype=torch.float64), torch.randn(7, 9, dtype=torch.float64).t()),
         "channels-last gradient": (image, torch.randn_like(image).to(memory_format=torch.channels_last)),
         "channels-last both": tuple(t.to(memory_format=torch.channels_last) for t in (image, torch.randn_like(image))),
-        "expanded gradient": (torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64).expand(6, 5)),
+        "expanded gradient": (
+            torch.randn(6, 5, dtype=torch.float64),
+            torch.randn(6, 1, dtype=torch.float64).expand(6, 5),
+        ),
         "scalar expanded to all": (torch.randn(1000, dtype=torch.float64), torch.tensor(2.0).double().expand(1000)),
         "gapped parameter": (wide[:, ::2], torch.randn(8, 10, dtype=torch.float64)),
         "gapped gradient": (torch.randn(8, 10, dtype=torch.float64), torch.randn(8, 20, dtype=torch.float64)[:, ::2]),
@@ -66,7 +69,7 @@ def test_nothing_is_written_outside_a_gapped_view() -> None:
 def test_expanded_parameter_is_refused_by_name() -> None:
     parameter = torch.randn(5, 1).expand(5, 3)
     parameter.grad = torch.ones(5, 3)
-    with pytest.raises(RuntimeError, match="'shared'.*clone"):
+    with pytest.raises(RuntimeError, match=r"'shared'.*clone"):
         gradfast.SGD([("shared", parameter)], lr=0.1).step()
 
 

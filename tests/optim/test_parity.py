@@ -47,9 +47,7 @@ UNIT = {torch.float32: (2.0**-21, 1e-37), torch.bfloat16: (2.0**-8, 1e-37), torc
 
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize(("name", "options"), [CASES[i] for i in (1, 2, 3, 7, 9, 12)])
-def test_each_step_in_lower_precision_is_the_rounded_float64_step(
-    name: str, options: dict, dtype: torch.dtype
-) -> None:
+def test_each_step_in_lower_precision_is_the_rounded_float64_step(name: str, options: dict, dtype: torch.dtype) -> None:
     """Before each step the float64 oracle takes over our stored values, so that roundings do not pile up."""
     ours = parameters(dtype)
     theirs = [p.detach().double() for p in ours]
@@ -71,7 +69,7 @@ def test_each_step_in_lower_precision_is_the_rounded_float64_step(
         for mine, other in zip(ours, theirs, strict=True):
             for key, value in oracle.state[other].items():
                 found = fast.state[mine][key].double()
-                # A difference of two near-equal numbers loses digits: one unit of the largest addend, not of the result.
+                # A difference of near-equal numbers loses digits: a unit of the largest addend, not of the result.
                 torch.testing.assert_close(found, value.double(), rtol=rtol, atol=atol + rtol * 2.0**-6)
             torch.testing.assert_close(mine.detach().double(), other, rtol=rtol, atol=max(atol, rtol * 2.0**-6))
 
