@@ -23,6 +23,7 @@ help:
 	@echo "  make train         set everything up, then train ResNet50 on real photographs"
 	@echo "  make test          set everything up, then run the tests"
 	@echo "  make build         set up the environment and build the native extension in it"
+	@echo "  make bench         time clip and step against torch's; ARGS='--help' for more"
 	@echo "  make device-test   run the CUDA kernels' tests on the CPU (g++, no GPU needed)"
 	@echo "  make gpu-check     on a machine with a GPU: build with CUDA, then run its tests"
 	@echo "  make lint          check the style (ruff, clang-format) and the types (mypy)"
@@ -43,6 +44,9 @@ train: $(done)/demo
 
 test: $(done)/test
 	$(python) -m pytest $(ARGS)
+
+bench: $(done)/test
+	$(python) benchmarks/step.py $(ARGS)
 
 build: $(done)/build
 	@$(VENV)/bin/gradfast info

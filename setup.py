@@ -22,6 +22,8 @@ import cuda_toolkit
 import user_torch
 
 COMMON_FLAGS = ["-O3", "-std=c++20"]
+# With -fopenmp for compiling but not for linking: the GOMP_* symbols are to come from the one OpenMP runtime that
+# libtorch_cpu loads. A second runtime would be a second pool of threads beside torch's.
 HOST_FLAGS = ["-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
 # torch's own nvcc flags take the half-precision operators away; the kernels use them.
 NVCC_FLAGS = [f"-U__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")]
@@ -57,21 +59,24 @@ def native_extension() -> tuple[Extension, type]:
             "nvcc": [*COMMON_FLAGS, *NVCC_FLAGS],
         },
     )
-    # Compiled with -fopenmp but not linked with it: the GOMP_* symbols are to come from the one OpenMP runtime that
-    # libtorch_cpu loads. A second runtime would be a second pool of threads beside torch's.
     if toolkit:
         kernels = sorted(str(path) for path in Path("csrc", "cuda").rglob("*.cu"))
-        threads = max(1, (os.cpu_count() or 1) // max(1, len(kernels)))
         extension.sources += kernels
-        extension.include_dirs += headers
+        extension.include_dirs += [path for path in headers if path not in extension.include_dirs]
         extension.extra_compile_args["cxx"].append("-DGRADFAST_WITH_CUDA=1")
-        extension.extra_compile_args["nvcc"].append(f"--threads={threads}")
+        extension.extra_compile_args["nvcc"].append(f"--threads={max(1, (os.cpu_count() or 1) // len(kernels))}")
         extension.libraries.append("c10_cuda")
         extension.extra_link_args += toolkit.link_arguments
 
-    class BuildNative(BuildExtension):
-        """Compile, then record for `gradfast._load` what was built against what."""
+    record = {
+        "torch": str(torch.__version__),
+        "torch_cuda": torch.version.cuda,
+        "cuda_toolkit": toolkit.version if toolkit else None,
+        "cuda_architectures": architectures,
+        "summary": summary.replace("building", "built"),
+    }
 
+    class BuildNative(BuildExtension):
         def finalize_options(self) -> None:
             super().finalize_options()
             self.force = True  # let ninja decide what is out of date: setuptools would look at no header or flag
@@ -80,21 +85,18 @@ def native_extension() -> tuple[Extension, type]:
 
         def run(self) -> None:
             super().run()
-            record = {
-                "torch": str(torch.__version__),
-                "torch_cuda": torch.version.cuda,
-                "cuda_toolkit": toolkit.version if toolkit else None,
-                "cuda_architectures": architectures,
-                "summary": summary.replace("building", "built"),
-            }
             path = Path(self.get_ext_fullpath("gradfast._C")).with_name("_build.json")
             path.write_text(json.dumps(record, indent=2) + "\n")
 
     return extension, BuildNative
 
 
-if {"egg_info", "dist_info", "sdist"} & set(sys.argv):  # these handle metadata and sources: no torch is needed
-    setup()
+# What was compiled against one minor version of torch runs with no other, so a wheel asks for that one: pip then picks
+# a torchvision that fits the torch at hand, and warns when torch is upgraded alone. A source distribution is for all.
+if {"egg_info", "sdist"} & set(sys.argv):
+    setup(install_requires=[user_torch.any_requirement()])
+elif "dist_info" in sys.argv:
+    setup(install_requires=[user_torch.requirement()])
 else:
     native, build_native = native_extension()
-    setup(ext_modules=[native], cmdclass={"build_ext": build_native})
+    setup(install_requires=[user_torch.requirement()], ext_modules=[native], cmdclass={"build_ext": build_native})

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def find(major: int) -> tuple[Toolkit | None, str]:
             incomplete.append(f"{root}: {reason}")
         elif toolkit.major != major:
             unsuitable.append(f"{root} is CUDA {toolkit.version}")
-        elif complaint := host_compiler_complaint(toolkit):
+        elif complaint := complaint_of(toolkit):
             unsuitable.append(f"{root}: {complaint}")
         else:
             return toolkit, f"toolkit {toolkit.version} in {toolkit.root}"
@@ -164,22 +165,25 @@ def inspect(root: Path) -> tuple[Toolkit | None, str]:
     return Toolkit(root, version[1], library), ""
 
 
-def host_compiler_complaint(toolkit: Toolkit) -> str | None:
-    """Return why `toolkit` can't work with this machine's C++ compiler, or None: each knows g++ up to a version.
+def complaint_of(toolkit: Toolkit) -> str | None:
+    """Return why `toolkit` can't compile on this machine, or None: it compiles an empty file, in a second or so.
 
-    Its own headers say so when they are preprocessed, which takes a fraction of a second.
+    Each toolkit knows g++ up to a version; and pip's can be put together from packages that do not fit each other.
     """
     host = ["-ccbin", os.environ["CC"]] if os.environ.get("CC") else []  # as torch's cpp_extension does
-    command = [str(toolkit.nvcc), "-std=c++20", "-E", "-x", "cu", *host, os.devnull, "-o", os.devnull]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"nvcc does not run ({error})"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "empty.cu")
+        source.touch()
+        command = [str(toolkit.nvcc), "-std=c++20", *host, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"nvcc does not run ({error})"
     if result.returncode == 0:
         return None
     lines = [line.strip() for line in (result.stderr + result.stdout).splitlines() if line.strip()]
-    error = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-    return f"nvcc refuses this C++ compiler: {error}"
+    telling = (line for line in lines if "error" in line.lower() or "fatal" in line.lower())
+    return f"nvcc fails: {next(telling, lines[0] if lines else 'no message')}"
 
 
 def header_folders() -> tuple[str, ...]:

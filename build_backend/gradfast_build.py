@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (hooks that need no torch are setuptools' own)
+from setuptools.build_meta import (  # noqa: F401  (what needs no torch, or looks for it in setup.py)
     build_sdist,
     get_requires_for_build_sdist,
     prepare_metadata_for_build_editable,

@@ -41,13 +41,30 @@ def make_importable() -> None:
 
 def check_version() -> None:
     """Refuse a torch older than `OLDEST_TORCH` before any compiling starts."""
+    if minor_version() < OLDEST_TORCH:
+        import torch
+
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise SystemExit(f"gradfast: torch {torch.__version__} is too old: gradfast needs torch >= {oldest}")
+
+
+def minor_version() -> tuple[int, int]:
+    """Return the major and minor version of the torch that is imported."""
     import torch
 
-    version = str(torch.__version__)
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        raise SystemExit(f"gradfast: torch {version} is too old: gradfast needs torch >= {oldest}")
+    major, minor = str(torch.__version__).split(".")[:2]
+    return int(major), int(minor)
+
+
+def requirement() -> str:
+    """Return the requirement of a build made here: the torch found, up to patch releases."""
+    make_importable()
+    return "torch=={}.{}.*".format(*minor_version())
+
+
+def any_requirement() -> str:
+    """Return the requirement of the sources."""
+    return "torch>={}.{}".format(*OLDEST_TORCH)
 
 
 def missing_torch_message(searched: list[Path]) -> str:

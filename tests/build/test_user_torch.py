@@ -55,6 +55,13 @@ def test_torch_of_the_active_environment_is_found(tmp_path: Path, root: Path) ->
     assert result.stdout.split() == ["2.13.0", str(folder)], result.stderr
 
 
+def test_a_build_requires_the_minor_version_it_was_built_against(tmp_path: Path, root: Path) -> None:
+    make_environment(tmp_path / "venv", torch_version="2.13.1+cpu")
+    code = ALONE + "; print(user_torch.requirement(), user_torch.any_requirement())"
+    result = run_isolated(root, code, VIRTUAL_ENV=str(tmp_path / "venv"))
+    assert result.stdout.split() == ["torch==2.13.*", "torch>=2.11"], result.stderr
+
+
 def test_no_torch_says_what_to_install(tmp_path: Path, root: Path) -> None:
     folder = make_environment(tmp_path / "venv", torch_version=None)
     result = run_isolated(root, ALONE, VIRTUAL_ENV=str(tmp_path / "venv"))
