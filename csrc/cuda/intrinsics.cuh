@@ -39,7 +39,6 @@ GF_DEVICE void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
 // The value of the lane whose index differs in the bits of `mask`. All lanes of the warp must call it.
 GF_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-GF_DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 struct alignas(16) Bits128 {
   std::uint32_t word[4];

@@ -13,12 +13,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define GF_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+// Rules are inlined into loops compiled for several instruction sets: an out-of-line copy would be compiled for one.
+#define GF_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+#if defined(__CUDA_ARCH__)
 // On a GPU an unrolled loop of unknown length takes registers that the main loops need.
 #define GF_NO_UNROLL _Pragma("unroll 1")
 #else
 #define GF_NO_UNROLL
-// Rules are inlined into loops compiled for several instruction sets: an out-of-line copy would be compiled for one.
-#define GF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace gradfast {
