@@ -63,11 +63,13 @@ def append_whole(path: Path, text: str) -> None:
         UserError: the system would not write; the file is as it was before.
     """
     try:
-        with path.open("ab") as file:
-            size = file.tell()
+        # Unbuffered: what a buffer could not write it would try again on closing, after the file was cut back.
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
             try:
-                file.write(text.encode())
-                file.flush()
+                rest = memoryview(text.encode())
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), size)
