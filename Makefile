@@ -106,6 +106,14 @@ format: $(done)/dev
 device-test:
 	$(MAKE) -C tests/device
 
+# The GPU is asked for before minutes are spent on compiling.
+gpu-check: $(done)/torch
+	@$(python) -c '$(require_gpu)'
+	@$(MAKE) --no-print-directory GRADFAST_CUDA=1 $(done)/test
+	$(python) -m pytest -m cuda $(ARGS)
+
+require_gpu := import torch; torch.cuda.is_available() or exit("gradfast: make gpu-check needs a GPU; torch sees none")
+
 clean:
 	rm -rf $(VENV) build gradfast.egg-info gradfast/_build.json gradfast/_C.*.so
 	find gradfast tests build_backend -name __pycache__ -type d -prune -exec rm -rf {} +
