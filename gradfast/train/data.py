@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gradfast.train.config import TrainConfig
 from gradfast.train.elpv import list_elpv
 from gradfast.train.folder import list_folder
 from gradfast.train.images import BadImage, read_image, to_square, to_tensor
+from gradfast.train.interrupt import SIGNALS
 from gradfast.train.listing import Listing
 from gradfast.train.split import stratified_split
 
@@ -124,11 +126,22 @@ def collate(items: list[tuple[Tensor, int] | BadImage]) -> Batch:
     return Batch(images, torch.tensor([target for _, target in good], dtype=torch.int64), bad)
 
 
+def leave_stopping_to_main(worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM in a worker: a terminal sends them to the whole group of processes.
+
+    The main process finishes its step, saves, and then ends the workers; a worker that died of the signal would end
+    the run with an error instead.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class BatchLoader:
     """The batches of one epoch after another."""
 
     def __init__(self, dataset: ImageDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> None:
         self.batches = batches
+        self._iterator: Iterator[Batch] | None = None
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -136,6 +149,7 @@ class BatchLoader:
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            worker_init_fn=leave_stopping_to_main,
             generator=torch.Generator(),  # else each epoch would draw from the generator that dropout uses
         )
 
@@ -146,7 +160,18 @@ class BatchLoader:
         """Batches `start` and on of an epoch."""
         self.batches.epoch = epoch
         self.batches.start = start
-        return iter(self.loader)
+        self._iterator = iter(self.loader)
+        return self._iterator
+
+    def close(self) -> None:
+        """End the workers; there are no more epochs after this.
+
+        Not left to the iterator's destructor: the traceback of an error keeps the iterator alive, and the process
+        would wait for its workers for ever.
+        """
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)  # absent where there are no workers
+        if shut_down is not None:
+            shut_down()
 
 
 @dataclass

@@ -123,10 +123,14 @@ class Run:
         self.progress.say(describe_setup(self.config, self.learner, self.folder, resumed))
         self.progress.begin_run(self.steps_left())
         start = time.perf_counter()
-        with self.stop:
-            while self.epoch < self.config.epochs:
-                if not self.run_epoch():
-                    return self.interrupted()
+        try:
+            with self.stop:
+                while self.epoch < self.config.epochs:
+                    if not self.run_epoch():
+                        return self.interrupted()
+        finally:
+            self.train.close()
+            self.evaluation.close()
         self.draw()
         self.progress.close()
         self.progress.say(
