@@ -43,8 +43,6 @@ inline const Kernels& kernels_of(DType dtype) {
   }
 }
 
-inline std::size_t element_size(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+inline std::size_t element_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace gradfast::cuda

@@ -101,8 +101,8 @@ GF_DEVICE void measure_chunks(const Header& header, Changing changing, Share sha
     const ChunkEntry chunk = header.chunks[c];
     if (header.tensors[chunk.tensor].layout >= 0) continue;
     const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]) + chunk.offset;
-    const double sum = warp_join<Kind>(
-        measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p));
+    const double sum =
+        warp_join<Kind>(measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p));
     if (lane_index() == 0) header.partials[c] = sum;
   }
 }
@@ -116,8 +116,8 @@ GF_DEVICE_CALL void measure_strided_chunks(const Header& header, Changing changi
     const std::int32_t layout = header.tensors[chunk.tensor].layout;
     if (layout < 0) continue;
     const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]);
-    const double sum = warp_join<Kind>(measure_strided<Kind>(g, header.layouts[layout], chunk.offset, chunk.length,
-                                                             lane_index(), header.norm.p));
+    const double sum = warp_join<Kind>(
+        measure_strided<Kind>(g, header.layouts[layout], chunk.offset, chunk.length, lane_index(), header.norm.p));
     if (lane_index() == 0) header.partials[c] = sum;
   }
 }

@@ -65,16 +65,16 @@ inline Schedule make_schedule(const Problem& problem) {
     last = first + 1;
     while (last < tensors && kind(schedule.slots[last]) == kind(schedule.slots[first])) ++last;
     const Slot& slot = problem.slots[schedule.slots[first]];
-    schedule.segments.push_back({slot.dtype, problem.groups[slot.group].rule, first, last,
-                                 schedule.first_chunks[first], schedule.first_chunks[last]});
+    schedule.segments.push_back({slot.dtype, problem.groups[slot.group].rule, first, last, schedule.first_chunks[first],
+                                 schedule.first_chunks[last]});
   }
   return schedule;
 }
 
 // Cuts chunks [first, last) into `blocks` runs of about equal cost. Block b takes those from the result's element b up
 // to its element b + 1.
-inline std::vector<std::int32_t> share_out(const std::vector<ChunkEntry>& chunks, std::int32_t first,
-                                           std::int32_t last, int blocks) {
+inline std::vector<std::int32_t> share_out(const std::vector<ChunkEntry>& chunks, std::int32_t first, std::int32_t last,
+                                           int blocks) {
   constexpr std::int64_t kCostOfAChunk = 512;  // beside its elements: reading the tables, joining the lanes' sums
   std::int64_t total = 0;
   for (std::int32_t c = first; c < last; ++c) total += chunks[c].length + kCostOfAChunk;

@@ -60,24 +60,26 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
 
 // Both phases, where header.tasks says so; else the second alone.
 template <class Rule, class Storage, int kBytes>
-GF_KERNEL((kResidentBlocks<Rule, Storage>)) step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+GF_KERNEL((kResidentBlocks<Rule, Storage>))
+step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   step<Rule, Storage>(arguments.header, arguments.changing);
 }
 
 // Phase 1 alone, for any norm.
 template <class Storage, int kBytes>
-GF_KERNEL(3) measure_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+GF_KERNEL(3)
+measure_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   const Header& header = arguments.header;
   const Changing changing(header, arguments.changing);
   const auto nowhere = [](const ChunkEntry&, const Storage*) -> Storage* { return nullptr; };
-  with_norm(header.norm.kind, [&](auto kind) {
-    measure<decltype(kind), Storage>(header, changing, Share(header), nowhere);
-  });
+  with_norm(header.norm.kind,
+            [&](auto kind) { measure<decltype(kind), Storage>(header, changing, Share(header), nowhere); });
 }
 
 // The report alone, where no update follows the measurement.
 template <int kBytes>
-GF_KERNEL(3) report_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
+GF_KERNEL(3)
+report_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
   const double sum = total_sum(arguments.header, memory);
   write_report(arguments.header, memory, decide(arguments.header, sum), sum);

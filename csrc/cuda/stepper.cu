@@ -65,9 +65,9 @@ void allow_all_shared_memory(const Device& device, const Kernel& kernel) {
     if (function == kernel.with_large_arguments && !device.large_arguments) continue;
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_per_block),
           "cudaFuncSetAttribute");
-    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared),
-          "cudaFuncSetAttribute");
+    check(
+        cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute");
   }
 }
 
@@ -165,8 +165,7 @@ class Stepper::Implementation {
     launch.kernel = kernels_of(first.dtype).measure;
     const int most = device_.multiprocessors * resident_blocks(device_, launch.kernel, launch.shared_bytes);
     launch.blocks = blocks_for(last.last_chunk - first.first_chunk, most);
-    launch.shares =
-        add_shares(share_out(schedule_.chunks, first.first_chunk, last.last_chunk, launch.blocks));
+    launch.shares = add_shares(share_out(schedule_.chunks, first.first_chunk, last.last_chunk, launch.blocks));
     measure_.push_back(launch);
   }
 
@@ -176,8 +175,7 @@ class Stepper::Implementation {
     launch.kernel = kernels_of(segment.dtype).step.at(segment.rule);
     const int most = device_.multiprocessors * resident_blocks(device_, launch.kernel, launch.shared_bytes);
     launch.blocks = blocks_for(segment.last_chunk - segment.first_chunk, most);
-    launch.shares =
-        add_shares(share_out(schedule_.chunks, segment.first_chunk, segment.last_chunk, launch.blocks));
+    launch.shares = add_shares(share_out(schedule_.chunks, segment.first_chunk, segment.last_chunk, launch.blocks));
     launch.first_tensor = segment.first_tensor;
     launch.last_tensor = segment.last_tensor;
     update_.push_back(launch);
@@ -315,8 +313,8 @@ class Stepper::Implementation {
 
   // False if the grid cannot be resident after all (another process may hold a part of the device): no second try.
   bool launch(const Launch& each, int tasks) {
-    const std::size_t shares =
-        schedule_.chunks.size() * sizeof(ChunkEntry) + layouts_.size() * sizeof(Layout) + each.shares * sizeof(std::int32_t);
+    const std::size_t shares = schedule_.chunks.size() * sizeof(ChunkEntry) + layouts_.size() * sizeof(Layout) +
+                               each.shares * sizeof(std::int32_t);
     Header& header = arguments_->header;
     header.shares = cut_table_.use<std::int32_t>(capturing_, shares);
     header.tasks = tasks;

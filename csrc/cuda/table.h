@@ -30,12 +30,12 @@ struct ChunkEntry {
 
 // The tensors stand in the order of their dtype and rule, so that every launch works on a run of them.
 struct TensorEntry {
-  void* arrays[kMaxArrays];   // as in Slot, without the gradient's
-  float* step;                // may be null
-  std::int32_t group;         // index into the groups of the changing table
-  std::int32_t layout;        // as in Slot
-  std::int32_t slot;          // where the tensor stands in Problem::slots
-  std::int32_t first_chunk;   // its chunks end where the next tensor's begin; an entry more than tensors ends the last
+  void* arrays[kMaxArrays];  // as in Slot, without the gradient's
+  float* step;               // may be null
+  std::int32_t group;        // index into the groups of the changing table
+  std::int32_t layout;       // as in Slot
+  std::int32_t slot;         // where the tensor stands in Problem::slots
+  std::int32_t first_chunk;  // its chunks end where the next tensor's begin; an entry more than tensors ends the last
 };
 
 struct GroupEntry {
@@ -62,8 +62,8 @@ struct Header {
   double* partials;            // sum of powers of each chunk
   double* tensor_sums;         // in the order of Problem::slots
   Report* report;
-  std::uint32_t* finished;     // blocks of this launch that are done; zero between launches
-  const double* total;         // a sum that the caller brings; null: the chunks' partial sums are added up
+  std::uint32_t* finished;  // blocks of this launch that are done; zero between launches
+  const double* total;      // a sum that the caller brings; null: the chunks' partial sums are added up
   const float* loss_scale;
   const float* found_infinite;
   Norm norm;

@@ -34,7 +34,7 @@ GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, doubl
 // The constants for `tensor`. They are handed from lane to lane in shared memory, `constants_of_warp`.
 template <class Rule, class Storage>
 GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, Changing changing, const TensorEntry& tensor,
-                                             double scale, unsigned char* constants_of_warp) {
+                                                    double scale, unsigned char* constants_of_warp) {
   const float updates = tensor.step ? *tensor.step : 0.0f;
   if (prepared.group != tensor.group || prepared.updates != updates) {
     prepared = {tensor.group, updates};
