@@ -222,7 +222,7 @@ def test_no_space_later_on(photos: Path, writes: None, monkeypatch: pytest.Monke
     table = Path("run/summary.csv").stat().st_size + 20
     for full, mode, room in (("last.pt", "w", 900), ("steps.csv", "a", 100), ("summary.csv", "w", table)):
         with monkeypatch.context() as disk:
-            fill_disk(disk, room, only=full, mode=mode)
+            fill_disk(disk, room, only=full, modes=mode)
             refused(["train", "--resume", "run", "--epochs", "2"], rf"cannot write run/{full}: No space left on device")
         assert load_checkpoint(Path("run"))["position"]["epoch"] == 1
         assert {path.name for path in Path("run").iterdir()} == names

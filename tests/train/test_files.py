@@ -40,13 +40,13 @@ class FullDisk:
         self.file.close()
 
 
-def fill_disk(monkeypatch: pytest.MonkeyPatch, room: int, only: str = "", mode: str = "wa") -> None:
+def fill_disk(monkeypatch: pytest.MonkeyPatch, room: int, only: str = "", modes: str = "wa") -> None:
     """From now on, files whose name contains `only` have room for so many bytes each, if opened in one of the modes."""
     real = Path.open
 
-    def limited(path: Path, opened: str = "r", *more: Any, **options: Any) -> Any:
-        file = real(path, opened, *more, **options)
-        return FullDisk(file, room) if only in path.name and opened[0] in mode else file
+    def limited(path: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        file = real(path, mode, *more, **options)
+        return FullDisk(file, room) if only in path.name and mode[0] in modes else file
 
     monkeypatch.setattr(Path, "open", limited)
 
