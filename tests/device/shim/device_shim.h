@@ -69,9 +69,8 @@ Argument argument_of(void (*)(const Argument&));
 template <auto kKernel>
 const void* kernel_address() {
   using Argument = decltype(argument_of(kKernel));
-  return shim::register_kernel(reinterpret_cast<const void*>(kKernel), sizeof(Argument), [](const void* argument) {
-    kKernel(*static_cast<const Argument*>(argument));
-  });
+  return shim::register_kernel(reinterpret_cast<const void*>(kKernel), sizeof(Argument),
+                               [](const void* argument) { kKernel(*static_cast<const Argument*>(argument)); });
 }
 
 }  // namespace gradfast::cuda

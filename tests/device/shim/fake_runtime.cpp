@@ -184,6 +184,7 @@ cudaError_t cudaDeviceSynchronize() { return refused() ? cudaErrorStreamCaptureU
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
   if (refused()) return cudaErrorStreamCaptureUnsupported;
+  if (device().out_of_memory) return cudaErrorMemoryAllocation;
   // To the byte, so that address sanitizer sees what goes beyond; filled, so that nobody relies on zeros.
   if (posix_memalign(address, 256, bytes ? bytes : 1) != 0) return cudaErrorMemoryAllocation;
   std::memset(*address, 0xCD, bytes);
@@ -329,8 +330,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernel(const void* kernel, dim3 blocks, dim3 threads, void** arguments,
-                             std::size_t shared_bytes, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 blocks, dim3 threads, void** arguments, std::size_t shared_bytes,
+                             cudaStream_t stream) {
   return enqueue_kernel(kernel, blocks, threads, arguments, shared_bytes, stream, false);
 }
 

@@ -18,6 +18,7 @@ struct Device {
   int shared_reserved = 1024;
   int driver = 13000;
   bool cooperative = true;
+  bool out_of_memory = false;
   bool refuse_cooperative = false;  // the attribute says yes, the launch says no
   Order order;
 };

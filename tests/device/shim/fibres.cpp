@@ -132,14 +132,22 @@ void resume(Fibre& fibre) {
   current = nullptr;
 }
 
+void set_error(const std::string& message) { grid->error = message; }
+
+// The launch is over. The fibre keeps nothing that would have to be destroyed.
+[[noreturn]] void abandon() {
+  back_to_scheduler();
+  std::abort();
+}
+
 void wait(Barrier& barrier, const Where& where) {
   if (barrier.arrived == 0) {
     barrier.where = where;
   } else if (barrier.where.line() != where.line() ||
              std::strcmp(barrier.where.function_name(), where.function_name()) != 0) {
-    fail((std::string("threads at different places of one ") + barrier.kind + "; others at " + place(barrier.where))
-             .c_str(),
-         where);
+    set_error(std::string("threads at different places of one ") + barrier.kind + ": " + place(barrier.where) +
+              " and " + place(where));
+    abandon();
   }
   if (++barrier.arrived < barrier.expected) {
     current->state = State::waiting;
@@ -280,10 +288,8 @@ std::uint64_t exchange(std::uint64_t value, int lane_mask, const Where& where) {
 void yield() { back_to_scheduler(); }
 
 void fail(const char* message, const Where& where) {
-  if (!grid) throw std::runtime_error(std::string(message) + " in " + place(where));
-  grid->error = std::string(message) + " in " + place(where);
-  back_to_scheduler();
-  std::abort();
+  set_error(std::string(message) + " in " + place(where));
+  abandon();
 }
 
 }  // namespace shim

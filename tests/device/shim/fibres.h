@@ -1,5 +1,5 @@
-// Runs a CUDA grid on one CPU thread: every CUDA thread is a fibre, which runs until it waits at a barrier. The order in
-// which the fibres run is a choice (`Order`), so that code that relies on one order, for want of a barrier, fails in
+// Runs a CUDA grid on one CPU thread: every CUDA thread is a fibre, which runs until it waits at a barrier. The order
+// in which the fibres run is a choice (`Order`), so that code that relies on one order, for want of a barrier, fails in
 // another. Barriers are counted: a thread that leaves while others wait for it, or waits at another barrier than they,
 // ends the launch with an error that says who waited where.
 #pragma once

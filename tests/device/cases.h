@@ -1,0 +1,10 @@
+// The cases, by file.
+#pragma once
+
+namespace test {
+
+void run_step_cases();    // what a step computes
+void run_launch_cases();  // how it is launched: tables, graphs, fallbacks
+void run_shim_cases();    // that the simulator sees what it is there to see
+
+}  // namespace test

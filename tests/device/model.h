@@ -1,0 +1,107 @@
+// A model's tensors in device memory: filled at random, stepped by a Stepper, and compared with the oracle bit of
+// memory by bit of memory. What lies between and around the elements must stay as it was.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/stepper.h"
+#include "oracle.h"
+
+namespace test {
+
+void require(cudaError_t error, const char* what);
+
+// Bytes in device memory with an image on the host.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  std::byte* device = nullptr;
+  std::vector<std::byte> host;
+  void upload();
+  void download();
+};
+
+struct Shape {
+  std::vector<std::int64_t> sizes;
+  // Strides in elements of each array; empty: dense and row-major.
+  std::array<std::vector<std::int64_t>, gradfast::kMaxArrays> strides{};
+  std::array<int, gradfast::kMaxArrays> shift{};  // elements between a 16-byte boundary and the first
+  bool needs_layout = false;
+};
+
+inline Shape vector_of(std::int64_t elements) { return Shape{{elements}}; }
+
+class Model {
+ public:
+  explicit Model(std::uint32_t seed = 1) : random_(seed) {}
+
+  gradfast::Norm norm;
+  gradfast::ClipSettings clip;
+  double loss_scale = 1;        // other than 1: given to the step, and the gradients carry it
+  bool found_infinite = false;  // given to the step when true
+  double largest_gradient = 1;
+
+  int add_group(int rule, std::vector<double> values);
+  void set_lr_on_device(int group, double lr, bool as_double);
+  int add(const Shape& shape, DType dtype, int group, float updates_so_far = 0);
+  void fill_gradients();
+  // One element of a gradient, in place.
+  void set_gradient(int tensor, std::int64_t element, double value);
+  void move_gradients();  // to other addresses, as a training loop that frees them does
+
+  gradfast::Problem& problem() { return problem_; }
+  std::size_t tensors() const { return tensors_.size(); }
+
+  // Runs one step and checks everything that it did.
+  void step_and_check(gradfast::cuda::Stepper& stepper, bool changed, cudaStream_t stream = nullptr);
+  // The same in three: what stands in memory now; then any way of running it; then the check.
+  void remember();
+  void run(gradfast::cuda::Stepper& stepper, bool changed, gradfast::Phase phase, cudaStream_t stream,
+           const double* total = nullptr);
+  void check_step(gradfast::cuda::Stepper& stepper);
+  void check_unchanged();
+  void check_report(const gradfast::Report& report);
+
+  gradfast::Report report(const gradfast::cuda::Stepper& stepper) const;
+  std::vector<std::byte> bytes();  // of all arrays, for comparing runs bit for bit
+  double expected_sum() const;
+  std::int64_t skipped_steps = 0;
+
+ private:
+  struct Tensor {
+    Shape shape;
+    DType dtype;
+    std::int64_t elements;
+    std::vector<std::unique_ptr<Memory>> arrays;  // in the order of Slot::arrays
+    std::vector<std::vector<std::byte>> before;   // their bytes when remember() was called
+    float updates_before = 0;
+  };
+
+  std::int64_t position(const Tensor& tensor, int array, std::int64_t element) const;
+  std::size_t offset(const Tensor& tensor, int array, std::int64_t element) const;
+  double value(const Tensor& tensor, int array, std::int64_t element) const;
+  double sum_of(const Tensor& tensor) const;
+  double join(double a, double b) const;
+  void fill(Tensor& tensor, int array, double from, double to);
+  void check_tensor(std::size_t index, double scale, bool skipped);
+  void give_scalars();
+
+  std::mt19937 random_;
+  gradfast::Problem problem_;
+  std::vector<Tensor> tensors_;
+  std::vector<std::unique_ptr<Memory>> steps_, rates_, scalars_, retired_;
+};
+
+}  // namespace test
