@@ -72,8 +72,8 @@ $(done)/build: extras =
 $(done)/demo:  extras = [demo]
 $(done)/test:  extras = [train,test]
 $(done)/dev:   extras = [train,test,dev]
-$(done)/build $(done)/demo $(done)/test $(done)/dev: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml
-	@echo "Building gradfast$(extras) ..."
+$(done)/build $(done)/demo $(done)/test $(done)/dev: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml gradfast/version.py
+	@echo "Building gradfast$(extras); the first time takes a few minutes, most of them in the compilers ..."
 	@export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(python) -c '$(own_gpu)')}"; \
 	set -x; $(pip) install -q --no-build-isolation -e '.$(extras)'
 	@$(python) -c "import json; print(json.load(open('gradfast/_build.json'))['summary'])"
