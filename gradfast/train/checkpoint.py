@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 
 from gradfast.errors import UserError
-from gradfast.train.files import atomic_write, sync_folder, temporary_name, write_failure
+from gradfast.files import atomic_write, sync_folder, temporary_name, write_failure
 
 LAST = "last.pt"
 BEST = "best.pt"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gradfast.errors import UserError
+from gradfast.extras import require
 from gradfast.train.config import FIELDS, GROUPS, check_value, flag, read_yaml
-from gradfast.train.extras import require
 
 DESCRIPTION = """\
 Train an image classifier with gradfast: every step measures the gradient's global norm, clips and updates in one

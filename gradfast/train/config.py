@@ -281,7 +281,7 @@ def check_settings(settings: Mapping[Any, Any], source: str) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The checked settings of a YAML file: a flat mapping from names to scalars."""
-    from gradfast.train.extras import first_line, require
+    from gradfast.extras import first_line, require
 
     yaml = require("yaml", "train", "-c")
     try:
@@ -299,7 +299,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(config: TrainConfig, heading: str) -> str:
     """The settings as YAML that ``-c`` reads back, under comment lines."""
-    from gradfast.train.extras import require
+    from gradfast.extras import require
 
     comments = "".join(f"# {line}\n" for line in heading.splitlines())
     return comments + require("yaml", "train", "config.yaml").safe_dump(config.to_dict(), sort_keys=False)

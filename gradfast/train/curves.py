@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradfast.train.extras import require
-from gradfast.train.files import atomic_write
+from gradfast.extras import require
+from gradfast.files import atomic_write
 from gradfast.train.history import STEPS, read_csv
 
 CURVES = "curves.png"

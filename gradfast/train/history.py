@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
-from gradfast.train.files import append_whole, atomic_write
+from gradfast.files import append_whole, atomic_write
 from gradfast.train.metrics import Evaluation
 from gradfast.train.tally import COLUMNS, Tally
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from gradfast.train.extras import first_line
+from gradfast.extras import first_line
 
 
 class BadImage(NamedTuple):

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from gradfast.errors import UserError
-from gradfast.train.extras import first_line
+from gradfast.extras import first_line
 
 
 def build_model(name: str, classes: int, img_size: int, zero_init_residual: bool = False) -> nn.Module:

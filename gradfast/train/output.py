@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gradfast.errors import UserError
-from gradfast.train.files import write_failure
+from gradfast.files import write_failure
 
 RUNS = Path("runs")
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from gradfast.train.extras import require
+from gradfast.extras import require
 from gradfast.train.tally import Tally
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from gradfast.errors import UserError
+from gradfast.files import atomic_write
 from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
 from gradfast.train.config import TrainConfig, to_yaml
 from gradfast.train.criterion import ClassificationLoss, balanced_weights
 from gradfast.train.curves import draw_curves
 from gradfast.train.data import Data, build_data
-from gradfast.train.files import atomic_write
 from gradfast.train.history import History, step_rows, summary_row
 from gradfast.train.images import BadImage
 from gradfast.train.interrupt import StopRequest

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pytest
 
 from gradfast.errors import UserError
-from gradfast.train.files import append_whole, atomic_write
+from gradfast.files import append_whole, atomic_write
 from gradfast.train.history import SUMMARY_COLUMNS, History, read_csv, to_csv
 
 
