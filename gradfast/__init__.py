@@ -5,13 +5,14 @@ measures the global gradient norm, decides the clip factor and applies clip, dec
 """
 
 from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from gradfast.optim import SGD, Adam, AdamW
+from gradfast.optim import SGD, Adam, AdamW, Lion
 from gradfast.version import __version__
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Lion",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",

@@ -3,6 +3,7 @@
 
 #include "rules/adam.h"
 #include "rules/gradient.h"
+#include "rules/lion.h"
 #include "rules/sgd.h"
 
 namespace gradfast {
@@ -10,7 +11,7 @@ namespace gradfast {
 template <class... Rule>
 struct RuleList {};
 
-using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, ScaleGradient, ClampGradient>;
+using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, Lion, ScaleGradient, ClampGradient>;
 
 inline constexpr int kMaxStates = 3;
 inline constexpr int kMaxHyperparameters = 8;

@@ -1,6 +1,7 @@
 """Drop-in optimisers: torch.optim's signatures, state and results, with clipping inside the step."""
 
 from gradfast.optim.adam import Adam, AdamW
+from gradfast.optim.lion import Lion
 from gradfast.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adam", "AdamW", "Lion"]

@@ -12,15 +12,16 @@ namespace test {
 
 using gradfast::DType;
 
-enum RuleIndex { kSgd, kSgdMomentum, kAdam, kAmsgrad, kScale, kClamp, kRuleCount };  // in the order of gradfast::Rules
+// In the order of gradfast::Rules.
+enum RuleIndex { kSgd, kSgdMomentum, kAdam, kAmsgrad, kLion, kScale, kClamp, kRuleCount };
 
 inline int state_count(int rule) {
-  constexpr int counts[] = {0, 1, 2, 3, 0, 0};
+  constexpr int counts[] = {0, 1, 2, 3, 1, 0, 0};
   return rule < 0 ? 0 : counts[rule];
 }
 
 inline const char* name_of(int rule) {
-  static const char* const names[] = {"sgd", "sgd momentum", "adam", "amsgrad", "scale", "clamp"};
+  static const char* const names[] = {"sgd", "sgd momentum", "adam", "amsgrad", "lion", "scale", "clamp"};
   return names[rule];
 }
 
@@ -150,6 +151,14 @@ inline Updated adam(const double* h, bool amsgrad, double step, double scale, do
   return result;
 }
 
+inline Updated lion(const double* h, double scale, double p, double g, const double* s) {
+  const double lr = h[0], l1 = h[4], kept = p * (1 - lr * h[3]);
+  g *= h[5] != 0 ? -scale : scale;
+  const double decayed = sign(kept) * std::fmax(std::fabs(kept) - lr * l1, 0);
+  return {{decayed - lr * sign(h[1] * s[0] + (1 - h[1]) * g), std::fabs(p) + lr * (l1 + 1)},
+          {{h[2] * s[0] + (1 - h[2]) * g, std::fabs(s[0]) + std::fabs(g)}}};
+}
+
 inline Updated update(int rule, const double* h, double step, double scale, double p, double g, const double* states) {
   switch (rule) {
     case kSgd:
@@ -158,6 +167,8 @@ inline Updated update(int rule, const double* h, double step, double scale, doub
     case kAdam:
     case kAmsgrad:
       return adam(h, rule == kAmsgrad, step, scale, p, g, states);
+    case kLion:
+      return lion(h, scale, p, g, states);
     case kScale:
       return {{scale * g, std::fabs(scale * g)}, {}};
     default:

@@ -25,6 +25,8 @@ std::vector<double> values_of(int rule, int variant = 0) {
     case kAdam:
     case kAmsgrad:
       return {0.01, 0.9, 0.99, 1e-3, 0.02, 0.001, on, on};
+    case kLion:
+      return {0.01, 0.9, 0.99, 0.02, 0.001, on};
     case kScale:
       return {0};
     default:

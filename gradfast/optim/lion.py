@@ -1,0 +1,48 @@
+"""Lion with clipping inside the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfast.optim.base import ClippedOptimizer, RuleSettings, learning_rate
+
+
+class Lion(ClippedOptimizer):
+    """Steps by the sign of a momentum (Chen et al. 2023), with `s = min(1, max_norm / (norm + 1e-6))`:
+
+        g <- s * g
+        p <- p * (1 - lr * weight_decay) - lr * sign(beta1 * m + (1 - beta1) * g)
+        m <- beta2 * m + (1 - beta2) * g
+
+    The authors use a third to a tenth of AdamW's `lr`, and as many times its `weight_decay`. `l1` is decoupled, as in
+    AdamW; for the other arguments see `ClippedOptimizer`. Raises ValueError for a hyper-parameter out of range.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        l1: float = 0.0,
+        nonfinite: str = "skip",
+    ) -> None:
+        if not (lr >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(f"Invalid Lion settings: {lr=}, {weight_decay=} must be >= 0, {betas=} in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach=None, fused=None, differentiable=False)
+
+    def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
+        lr, lr_on_device = learning_rate(group)
+        values = [lr, *group["betas"], group["weight_decay"], group["l1"], group["maximize"]]
+        return RuleSettings("lion", values, ["exp_avg"], lr_on_device)
+
+    def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return {"exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
