@@ -4,22 +4,17 @@
 
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
-#include <torch/extension.h>
 
 #include <memory>
-#include <optional>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "binding/backend.h"
-#include "binding/state_view.h"
+#include "binding/members.h"
+#include "binding/step_settings.h"
 
 namespace gradfast {
-
-// One parameter group of one step: rule, hyper-parameters in the rule's order, names of its states, and the learning
-// rate as a tensor where it lives on the device.
-using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
 
 class Engine {
  public:
@@ -28,8 +23,19 @@ class Engine {
 
   // One step. Returns the indices of parameters that have a gradient but no state yet: then nothing was done, and the
   // caller makes those states and calls again. Throws before anything is written if a tensor cannot be stepped.
-  std::vector<int> step(pybind11::dict state, const std::vector<GroupSettings>& groups, double max_norm,
-                        double norm_type, bool propagate);
+  std::vector<int> step(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
+                        const StepSettings& settings);
+
+  // The same step in two halves, for whoever joins the sums of several processes in between: measure() is as step() but
+  // changes nothing; update() then clips by `total_sum`, a 0-d double tensor.
+  std::vector<int> measure(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
+                           const StepSettings& settings);
+  void update(const at::Tensor& total_sum);
+
+  // Of what was measured, as double tensors on the devices; nothing waits. A sum is one of powers |x|^p, or the largest
+  // magnitude for the infinity norm.
+  at::Tensor total_sum();                                              // 0-d, over all devices
+  std::vector<std::pair<std::vector<int>, at::Tensor>> member_sums();  // a device: indices of parameters, their sums
 
   at::Tensor grad_norm();    // 0-d, fp32 or fp64: of the last step, before clipping
   at::Tensor coefficient();  // 0-d, likewise
@@ -39,24 +45,10 @@ class Engine {
   std::string nonfinite_parameter();  // name of the first parameter whose gradient was not finite, or ""
   std::vector<std::pair<std::string, at::Tensor>> grad_norms();
 
-  // The caller has just made the states of these parameters: their next update is their first.
-  void mark_fresh(const std::vector<int>& parameters);
-  // Parameters with a state that no step has changed yet.
-  std::vector<int> never_updated();
+  void mark_fresh(const std::vector<int>& parameters) { members_.mark_fresh(parameters); }
+  std::vector<int> never_updated() const { return members_.never_updated(); }
 
  private:
-  struct Member {  // one parameter
-    const at::Tensor& parameter() const { return arrays[kParameter]; }
-
-    std::vector<at::Tensor> arrays;  // parameter, gradient of this step, states
-    int group;
-    std::string name;
-    at::Tensor step;      // 0-d float: the state's own "step", or `updates`
-    at::Tensor updates;   // 0-d float, for rules whose state has no step count
-    bool active = false;  // has a gradient in this step
-    bool fresh = false;   // its states were made just now
-  };
-
   // The members of one device.
   struct Part {
     explicit Part(at::Device on) : device(on), backend(make_backend(on)) {}
@@ -65,22 +57,21 @@ class Engine {
     Problem problem;
     std::vector<Slot> previous;
     std::vector<int> previous_rules;
-    std::vector<int> members;  // index of the member in each slot
+    std::vector<int> members;               // index of the member in each slot
+    at::Tensor loss_scale, found_infinite;  // on this device, kept alive for the step
   };
 
-  bool collect_gradients();
-  std::vector<int> bind_states(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
-  bool bind_member(Member& member, PyObject* entries, const GroupSettings& settings);
+  std::vector<int> prepare(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
+                           const StepSettings& settings);
   Part& part_on(at::Device device);
   void fill_slots(const std::vector<GroupSettings>& groups);
-  void run_parts(const Norm& norm);
+  void apply(const StepSettings& settings);
+  void measure_parts();
+  void update_parts(const at::Tensor& total);
   bool changed(Part& part) const;
-  at::Tensor result(at::Tensor value) const;
 
-  std::vector<Member> members_;
+  Members members_;
   std::vector<Part> parts_;
-  std::vector<std::string> bound_rules_;
-  StateView state_view_;
   Norm norm_;
 };
 

@@ -12,12 +12,24 @@
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   namespace py = pybind11;
   using gradfast::Engine;
+  using gradfast::StepSettings;
+
+  py::class_<StepSettings>(module, "StepSettings")
+      .def(py::init<>())
+      .def_readwrite("max_norm", &StepSettings::max_norm)
+      .def_readwrite("norm_type", &StepSettings::norm_type)
+      .def_readwrite("propagate", &StepSettings::propagate)
+      .def_readwrite("loss_scale", &StepSettings::loss_scale)
+      .def_readwrite("found_infinite", &StepSettings::found_infinite);
 
   py::class_<Engine>(module, "Engine")
       .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
            py::arg("group_of"), py::arg("names"))
-      .def("step", &Engine::step, py::arg("state"), py::arg("groups"), py::arg("max_norm"), py::arg("norm_type"),
-           py::arg("propagate"))
+      .def("step", &Engine::step, py::arg("state"), py::arg("groups"), py::arg("settings"))
+      .def("measure", &Engine::measure, py::arg("state"), py::arg("groups"), py::arg("settings"))
+      .def("update", &Engine::update, py::arg("total_sum"))
+      .def("total_sum", &Engine::total_sum)
+      .def("member_sums", &Engine::member_sums)
       .def("grad_norm", &Engine::grad_norm)
       .def("coefficient", &Engine::coefficient)
       .def("skipped_steps", &Engine::skipped_steps)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfast.optim.base import ClippedOptimizer, RuleSettings, learning_rate, scalar
+from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 
 
 class _Adam(ClippedOptimizer):

@@ -1,0 +1,137 @@
+#include "binding/members.h"
+
+#include <ATen/ops/full.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+
+#include "binding/slots.h"
+
+namespace gradfast {
+namespace {
+
+namespace py = pybind11;
+
+// A tensor under `key`, or an undefined one.
+at::Tensor tensor_at(PyObject* entries, const char* key) {
+  PyObject* value = PyDict_GetItemString(entries, key);
+  return value != nullptr && THPVariable_Check(value) ? THPVariable_Unpack(value) : at::Tensor();
+}
+
+}  // namespace
+
+Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names) {
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    Member member;
+    member.arrays = {std::move(parameters[i]), at::Tensor()};
+    member.group = group_of[i];
+    member.name = std::move(names[i]);
+    members_.push_back(std::move(member));
+  }
+}
+
+std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSettings>& groups) {
+  bool rebind = take_gradients();
+  rebind |= !state_view_.unchanged(state.ptr()) || bound_rules_.size() != groups.size();
+  for (std::size_t g = 0; !rebind && g < groups.size(); ++g) rebind = bound_rules_[g] != std::get<0>(groups[g]);
+  return rebind ? bind_states(state, groups) : std::vector<int>{};
+}
+
+// Reads every `.grad`. Returns true if a parameter got its first gradient, or has none any more.
+bool Members::take_gradients() {
+  bool differs = false;
+  for (Member& member : members_) {
+    const at::Tensor& gradient = member.parameter().grad();
+    const bool active = gradient.defined();
+    differs |= active != member.active;
+    member.active = active;
+    if (!active) continue;
+    check_tensor(gradient, "the gradient", member.name, false);
+    check_match(member.parameter(), gradient, "the gradient", member.name);
+    const bool lazy = gradient.is_conj() || gradient.is_neg();
+    member.arrays[kGradient] = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
+  }
+  return differs;
+}
+
+// Looks up the states of every parameter with a gradient. Returns those that have none.
+std::vector<int> Members::bind_states(const py::dict& state, const std::vector<GroupSettings>& groups) {
+  bound_rules_.assign(groups.size(), "");
+  std::vector<int> missing;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    Member& member = members_[i];
+    if (!member.active) continue;
+    const py::object key = py::cast(member.parameter());
+    PyObject* entries = PyDict_GetItemWithError(state.ptr(), key.ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (!bind_member(member, entries, groups[member.group])) missing.push_back(static_cast<int>(i));
+  }
+  if (missing.empty()) {
+    for (std::size_t g = 0; g < groups.size(); ++g) bound_rules_[g] = std::get<0>(groups[g]);
+  }
+  return missing;
+}
+
+bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings& settings) {
+  check_tensor(member.parameter(), "the data", member.name, true);
+  const std::vector<std::string>& keys = std::get<2>(settings);
+  std::vector<at::Tensor> states;
+  for (const std::string& key : keys) {
+    at::Tensor state = entries == nullptr ? at::Tensor() : tensor_at(entries, key.c_str());
+    if (!state.defined()) return false;
+    check_tensor(state, "the state", member.name, true);
+    check_match(member.parameter(), state, ("the state " + key).c_str(), member.name);
+    states.push_back(std::move(state));
+  }
+  const bool bound = member.arrays.size() > kFirstState;
+  const bool loaded = !states.empty() && !(bound && member.arrays[kFirstState].is_same(states[0]));
+  at::Tensor step = entries == nullptr ? at::Tensor() : tensor_at(entries, "step");
+  if (!step.defined()) {
+    if (std::get<0>(settings).rfind("adam", 0) == 0) return false;
+    if (!member.updates.defined() || loaded || member.updates.device() != member.parameter().device()) {
+      // A state that was there before this engine saw it has had its first update.
+      const auto options = at::TensorOptions().dtype(at::kFloat).device(member.parameter().device());
+      member.updates = at::full({}, member.fresh ? 0.0 : 1.0, options);
+      member.fresh = false;
+    }
+    step = member.updates;
+  }
+  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter().device())
+    return false;
+  member.arrays.resize(kFirstState);
+  member.arrays.insert(member.arrays.end(), states.begin(), states.end());
+  member.step = std::move(step);
+  return true;
+}
+
+void Members::mark_fresh(const std::vector<int>& parameters) {
+  for (const int i : parameters) members_[i].fresh = true;
+}
+
+std::vector<int> Members::never_updated() const {
+  std::vector<int> indices;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    const at::Tensor& updates = members_[i].updates;
+    if (updates.defined() && updates.item<float>() == 0) indices.push_back(static_cast<int>(i));
+  }
+  return indices;
+}
+
+void Members::finish_step() {
+  for (Member& member : members_) {
+    if (!member.active) continue;
+    for (std::size_t a = 0; a < member.arrays.size(); ++a) {
+      if (a != kGradient) bump_version(member.arrays[a]);
+    }
+    member.arrays[kGradient].reset();
+  }
+}
+
+at::ScalarType Members::norm_dtype() const {
+  const bool is_double = std::any_of(members_.begin(), members_.end(), [](const Member& member) {
+    return c10::toRealValueType(member.parameter().scalar_type()) == at::kDouble;
+  });
+  return is_double ? at::kDouble : at::kFloat;
+}
+
+}  // namespace gradfast

@@ -1,0 +1,66 @@
+// The parameters of an optimiser with the tensors that belong to each: gradient, states, step count.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "binding/state_view.h"
+#include "plan/problem.h"
+
+namespace gradfast {
+
+// One parameter group of one step: rule, hyper-parameters in the rule's order, names of its states, and the learning
+// rate as a tensor where it lives on the device.
+using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
+
+struct Member {  // one parameter
+  const at::Tensor& parameter() const { return arrays[kParameter]; }
+
+  std::vector<at::Tensor> arrays;  // parameter, gradient of this step, states
+  int group;
+  std::string name;
+  at::Tensor step;      // 0-d float: the state's own "step", or `updates`
+  at::Tensor updates;   // 0-d float, for rules whose state has no step count
+  bool active = false;  // has a gradient in this step
+  bool fresh = false;   // its states were made just now
+};
+
+class Members {
+ public:
+  // `group_of[i]` and `names[i]` belong to `parameters[i]`.
+  Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
+
+  // Takes every `.grad`, and the states where anything about them is new. Returns the indices of parameters that have a
+  // gradient but no state yet. Throws if a tensor cannot be stepped.
+  std::vector<int> bind(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
+
+  // After a step: tells autograd what was written, and lets go of the gradients, which are not ours to keep alive.
+  void finish_step();
+
+  // The caller has just made the states of these parameters: their next update is their first.
+  void mark_fresh(const std::vector<int>& parameters);
+  // Parameters with a state that no step has changed yet.
+  std::vector<int> never_updated() const;
+
+  // fp64 if a parameter is, else fp32: what norms are returned in.
+  at::ScalarType norm_dtype() const;
+
+  std::size_t size() const { return members_.size(); }
+  const Member& operator[](std::size_t index) const { return members_[index]; }
+
+ private:
+  bool take_gradients();
+  std::vector<int> bind_states(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
+  bool bind_member(Member& member, PyObject* entries, const GroupSettings& settings);
+
+  std::vector<Member> members_;
+  std::vector<std::string> bound_rules_;
+  StateView state_view_;
+};
+
+}  // namespace gradfast

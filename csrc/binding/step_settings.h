@@ -1,0 +1,22 @@
+// What of a step is the same for all parameter groups, as Python sets it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cmath>
+#include <optional>
+
+namespace gradfast {
+
+struct StepSettings {
+  double max_norm = INFINITY;  // infinity: measure but never clip
+  double norm_type = 2.0;
+  bool propagate = false;  // go on when the norm is NaN or infinite
+
+  // Mixed precision, one float32 element each. The gradients in memory carry the factor `loss_scale`; a nonzero
+  // `found_infinite` asks to skip. Read on the device where they live, and copied to the others.
+  std::optional<at::Tensor> loss_scale;
+  std::optional<at::Tensor> found_infinite;
+};
+
+}  // namespace gradfast

@@ -1,0 +1,52 @@
+"""What a step leaves behind: norms, the clip coefficient, skipped steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class StepReport:
+    """Mixed into the optimisers: reads the report of the engine's last step."""
+
+    _engine: Any
+    _skipped_before: int  # by earlier engines of this optimiser
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """Global gradient norm of the last step, before clipping: a 0-d tensor on the device; nothing waits for it."""
+        return self._stepped_engine().grad_norm()
+
+    @property
+    def clip_coef(self) -> Tensor:
+        """Clip coefficient of the last step, `min(1, max_norm / (norm + 1e-6))`: a 0-d tensor on the device."""
+        return self._stepped_engine().coefficient()
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps of this object were skipped for a non-finite norm. On CUDA, reading it waits."""
+        return self._skipped_before + (0 if self._engine is None else self._engine.skipped_steps())
+
+    @property
+    def nonfinite_parameter(self) -> str | None:
+        """Name of the first parameter whose gradient was not finite in the last step, or `None`. On CUDA, waits."""
+        return self._stepped_engine().nonfinite_parameter() or None
+
+    def grad_norms(self) -> dict[str, Tensor]:
+        """Return each parameter's gradient norm in the last step, before clipping, by name: 0-d tensors.
+
+        They come from the same pass as the global norm. Parameters without a gradient are left out. Names are those
+        that the optimiser was given as `(name, parameter)` pairs, else `param_groups[i]['params'][j]`.
+        """
+        return dict(self._stepped_engine().grad_norms())
+
+    def _stepped_engine(self) -> Any:
+        if self._engine is None:
+            raise RuntimeError("there is no gradient norm before the first step()")
+        return self._engine
+
+    def _explain_skip(self) -> str:
+        name = self._engine.nonfinite_parameter()
+        norm = self._engine.grad_norm().item()
+        return f"the gradient norm is {norm}, first non-finite gradient in {name!r}"
