@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfast.optim.base import ClippedOptimizer, RuleSettings, learning_rate
+from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.rule_settings import RuleSettings, learning_rate
 
 
 class Lion(ClippedOptimizer):
