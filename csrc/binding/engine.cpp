@@ -5,6 +5,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 
@@ -92,6 +93,7 @@ void Engine::update(const at::Tensor& total_sum) {
 
 std::vector<int> Engine::prepare(const py::dict& state, const std::vector<GroupSettings>& groups,
                                  const StepSettings& settings) {
+  const c10::NoGradGuard no_grad;
   std::vector<int> missing = members_.bind(state, groups);
   if (!missing.empty()) return missing;
   fill_slots(groups);

@@ -21,6 +21,9 @@ class Engine {
   // `group_of[i]` and `names[i]` belong to `parameters[i]`.
   Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
 
+  // False if the optimiser's groups hold other parameters than this engine's: then a new one is needed.
+  bool holds(const pybind11::list& param_groups) const { return members_.match(param_groups); }
+
   // One step. Returns the indices of parameters that have a gradient but no state yet: then nothing was done, and the
   // caller makes those states and calls again. Throws before anything is written if a tensor cannot be stepped.
   std::vector<int> step(const pybind11::dict& state, const std::vector<GroupSettings>& groups,

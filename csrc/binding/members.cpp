@@ -18,6 +18,12 @@ at::Tensor tensor_at(PyObject* entries, const char* key) {
   return value != nullptr && THPVariable_Check(value) ? THPVariable_Unpack(value) : at::Tensor();
 }
 
+// False where a tensor was given other data since its states were bound: `parameter.data = ...`, `model.half()`.
+bool fits(const at::Tensor& parameter, const at::Tensor& state) {
+  return state.sizes() == parameter.sizes() && state.scalar_type() == parameter.scalar_type() &&
+         state.device() == parameter.device();
+}
+
 }  // namespace
 
 Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names) {
@@ -30,6 +36,22 @@ Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, 
   }
 }
 
+bool Members::match(const py::list& param_groups) const {
+  std::size_t seen = 0;
+  int group = 0;
+  for (const py::handle settings : param_groups) {
+    for (const py::handle parameter : py::list(settings["params"])) {
+      if (seen == members_.size() || members_[seen].group != group || !THPVariable_Check(parameter.ptr()) ||
+          !THPVariable_Unpack(parameter.ptr()).is_same(members_[seen].parameter())) {
+        return false;
+      }
+      ++seen;
+    }
+    ++group;
+  }
+  return seen == members_.size();
+}
+
 std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSettings>& groups) {
   bool rebind = take_gradients();
   rebind |= !state_view_.unchanged(state.ptr()) || bound_rules_.size() != groups.size();
@@ -37,7 +59,8 @@ std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSet
   return rebind ? bind_states(state, groups) : std::vector<int>{};
 }
 
-// Reads every `.grad`. Returns true if a parameter got its first gradient, or has none any more.
+// Reads every `.grad`. Returns true if the states must be looked up again: a parameter got its first gradient, or has
+// none any more, or is no longer of the kind that its states were made for.
 bool Members::take_gradients() {
   bool differs = false;
   for (Member& member : members_) {
@@ -47,7 +70,10 @@ bool Members::take_gradients() {
     member.active = active;
     if (!active) continue;
     check_tensor(gradient, "the gradient", member.name, false);
-    check_match(member.parameter(), gradient, "the gradient", member.name);
+    const at::Tensor& parameter = member.parameter();
+    check_match(parameter, gradient, "the gradient", member.name);
+    if (!parameter.is_non_overlapping_and_dense()) check_tensor(parameter, "the data", member.name, true);
+    for (std::size_t a = kFirstState; a < member.arrays.size(); ++a) differs |= !fits(parameter, member.arrays[a]);
     const bool lazy = gradient.is_conj() || gradient.is_neg();
     member.arrays[kGradient] = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
   }

@@ -35,6 +35,9 @@ class Members {
   // `group_of[i]` and `names[i]` belong to `parameters[i]`.
   Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
 
+  // False if an optimiser's groups hold other parameters than these.
+  bool match(const pybind11::list& param_groups) const;
+
   // Takes every `.grad`, and the states where anything about them is new. Returns the indices of parameters that have a
   // gradient but no state yet. Throws if a tensor cannot be stepped.
   std::vector<int> bind(const pybind11::dict& state, const std::vector<GroupSettings>& groups);

@@ -25,6 +25,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<Engine>(module, "Engine")
       .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
            py::arg("group_of"), py::arg("names"))
+      .def("holds", &Engine::holds, py::arg("param_groups"))
       .def("step", &Engine::step, py::arg("state"), py::arg("groups"), py::arg("settings"))
       .def("measure", &Engine::measure, py::arg("state"), py::arg("groups"), py::arg("settings"))
       .def("update", &Engine::update, py::arg("total_sum"))

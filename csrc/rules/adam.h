@@ -24,7 +24,7 @@ struct Adam {
 
   template <class A>
   struct Constants {  // what is the same for every element of a tensor in a step
-    A gradient_scale, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_sqrt_correction, eps;
+    A gradient_scale, to_gradient, from_gradient, beta2, one_minus_beta2, step_size, inverse_sqrt_correction, eps;
     A coupled_decay, coupled_l1, keep, l1_step;
   };
 
@@ -33,7 +33,10 @@ struct Adam {
     const bool decoupled = h.decoupled != 0;
     Constants<A> k;
     k.gradient_scale = static_cast<A>(h.maximize != 0 ? -scale : scale);
-    k.one_minus_beta1 = static_cast<A>(1 - h.beta1);
+    // m is reached from the nearer end, as torch.lerp does: with beta1 = 0 it is g exactly, however large m was.
+    const bool near_gradient = h.beta1 <= 0.5;
+    k.to_gradient = static_cast<A>(near_gradient ? -h.beta1 : 1 - h.beta1);
+    k.from_gradient = static_cast<A>(near_gradient);
     k.beta2 = static_cast<A>(h.beta2);
     k.one_minus_beta2 = static_cast<A>(1 - h.beta2);
     k.step_size = static_cast<A>(h.lr / (1 - std::pow(h.beta1, step)));
@@ -50,7 +53,7 @@ struct Adam {
   static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A* state) {
     g = add_decay(g * k.gradient_scale, p, k.coupled_decay, k.coupled_l1);
     p = shrink(p, k.keep, k.l1_step);
-    const A m = state[0] + k.one_minus_beta1 * (g - state[0]);
+    const A m = (k.from_gradient != 0 ? g : state[0]) + k.to_gradient * (g - state[0]);
     const A v = k.beta2 * state[1] + k.one_minus_beta2 * g * g;
     state[0] = m;
     state[1] = v;

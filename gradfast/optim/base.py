@@ -81,7 +81,6 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     # ---------------------------------------------------------------- the step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Do one step: measure the global norm, decide the clip factor, update, in one native call.
 
@@ -99,6 +98,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         for hook in before:
             changed = hook(self, arguments, keywords)
             if changed is not None:
+                if not (isinstance(changed, tuple) and len(changed) == 2):
+                    raise RuntimeError(f"a step pre-hook must return None or (new_args, new_kwargs), but got {changed}")
                 arguments, keywords = changed
                 closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
         loss = None
@@ -118,7 +119,7 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def _native_step(self) -> None:
         engine = self._engine
-        if engine is None or self._engine_size != sum(len(group["params"]) for group in self.param_groups):
+        if engine is None or not engine.holds(self.param_groups):
             engine = self._make_engine()
         settings = self._settings
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
@@ -162,7 +163,6 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._forget_engine()
         self._engine = native.Engine(parameters, group_of, names)
         self._engine_parameters, self._engine_groups, self._engine_names = parameters, group_of, names
-        self._engine_size = len(parameters)
         return self._engine
 
     def _forget_engine(self) -> None:
@@ -170,6 +170,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._skipped_before = self.skipped_steps
         self._engine = None
 
+    @torch.no_grad()
     def _make_states(self, missing: list[int]) -> None:
         fresh = []
         for index in missing:

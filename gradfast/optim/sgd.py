@@ -69,12 +69,30 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
+    # A momentum buffer that no step has filled yet, because all were skipped, is saved and copied as `None`: else the
+    # first step after that would count as the second, and be damped. Asking waits for a GPU: only where it matters.
+
+    def _unfilled(self) -> list[int]:
+        """Return the positions of parameters whose momentum buffer was made but never filled, as the engine counts."""
+        damped = any(group["dampening"] for group in self.param_groups)
+        return self._engine.never_updated() if self._engine is not None and damped else []
+
+    def _forget_engine(self) -> None:
+        for index in self._unfilled():
+            self.state[self._engine_parameters[index]].pop("momentum_buffer", None)
+        super()._forget_engine()
+
     def state_dict(self) -> dict[str, Any]:
-        """As torch's. A momentum buffer that no step has filled yet is `None`, so that dampening starts afresh."""
         packed = super().state_dict()
-        if self._engine is None or not any(group["dampening"] for group in self.param_groups):
-            return packed
-        for index in self._engine.never_updated():
+        for index in self._unfilled():
             if index in packed["state"]:
                 packed["state"][index] = {**packed["state"][index], "momentum_buffer": None}
         return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        copied = super().__getstate__()
+        copied["state"] = copied["state"].copy()
+        for index in self._unfilled():
+            parameter = self._engine_parameters[index]
+            copied["state"][parameter] = {**copied["state"][parameter], "momentum_buffer": None}
+        return copied
