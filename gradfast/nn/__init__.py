@@ -1,0 +1,28 @@
+"""Cures in the model: initialisation, activations and regularisation that keep gradients in range."""
+
+from gradfast.nn.activations import replace_activation
+from gradfast.nn.gains import ACTIVATIONS, gain
+from gradfast.nn.initialise import METHODS, InitReport, LayerInit, init_model
+from gradfast.nn.norms import ScalarAffine, replace_norms
+from gradfast.nn.preserve import preserved
+from gradfast.nn.pretrained import Loaded, load_pretrained
+from gradfast.nn.regularise import add_dropout, add_stochastic_depth, param_groups, weight_penalty
+
+__all__ = [
+    "ACTIVATIONS",
+    "METHODS",
+    "InitReport",
+    "LayerInit",
+    "Loaded",
+    "ScalarAffine",
+    "add_dropout",
+    "add_stochastic_depth",
+    "gain",
+    "init_model",
+    "load_pretrained",
+    "param_groups",
+    "preserved",
+    "replace_activation",
+    "replace_norms",
+    "weight_penalty",
+]
