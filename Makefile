@@ -60,7 +60,7 @@ $(done)/venv:
 
 $(done)/torch: $(done)/venv $(done)/torch.wanted
 	@echo "Installing $(TORCH) ..."
-	$(pip) install setuptools ninja $(TORCH)
+	$(pip) install 'setuptools>=77.0.3' ninja $(TORCH)
 	@touch $@
 
 sources := $(shell find csrc build_backend -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' -o -name '*.py')

@@ -21,6 +21,8 @@ import check_machine
 import cuda_toolkit
 import user_torch
 
+check_machine.require_setuptools()  # before setup() reads pyproject.toml, and fails on it
+
 COMMON_FLAGS = ["-O3", "-std=c++20"]
 # With -fopenmp for compiling but not for linking: the GOMP_* symbols are to come from the one OpenMP runtime that
 # libtorch_cpu loads. A second runtime would be a second pool of threads beside torch's.

@@ -13,6 +13,7 @@ import sysconfig
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_COMPILER = 10  # the first g++ with the parts of C++20 that torch's headers use
+OLDEST_SETUPTOOLS = (77, 0, 3)  # the first to read the licence as pyproject.toml gives it
 
 
 def main():
@@ -46,6 +47,16 @@ def require_compiler():
         stop(f"{' '.join(command)} is not g++, which sharing torch's OpenMP threads takes; set CXX=g++, or {install}")
     if int(macros["__GNUC__"]) < OLDEST_COMPILER:
         stop(f"g++ {macros['__GNUC__']} is too old, {OLDEST_COMPILER} is needed; name another: CXX=g++-12")
+
+
+def require_setuptools():
+    """Exit with a message unless setuptools is new enough; only a build without isolation can meet an old one."""
+    import setuptools
+
+    version = tuple(int(part) for part in setuptools.__version__.split(".")[:3] if part.isdigit())
+    if (0,) < version < OLDEST_SETUPTOOLS:  # 0.dev0+unknown, as a copy without metadata calls itself, may be any
+        oldest = ".".join(map(str, OLDEST_SETUPTOOLS))
+        stop(f"setuptools {setuptools.__version__} is too old to build with: pip install 'setuptools>={oldest}'")
 
 
 def predefined_macros(command):

@@ -17,7 +17,10 @@ from setuptools.build_meta import (  # noqa: F401  (what needs no torch, or look
     prepare_metadata_for_build_wheel,
 )
 
+import check_machine
 import user_torch
+
+check_machine.require_setuptools()
 
 Settings = dict[str, Any] | None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,3 +75,17 @@ def test_new_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_compiler(tmp_path / "g++-15", "__GNUC__ 15")
     monkeypatch.setenv("CXX", f"env LC_ALL=C {tmp_path / 'g++-15'}")
     check_machine.require_compiler()
+
+
+@pytest.mark.parametrize(
+    ("version", "new_enough"),
+    [("65.5.0", False), ("77.0.2", False), ("77.0.3", True), ("84", True), ("0.dev0+unknown", True)],
+)
+def test_setuptools(monkeypatch: pytest.MonkeyPatch, version: str, new_enough: bool) -> None:
+    monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(__version__=version))
+    if new_enough:
+        check_machine.require_setuptools()
+    else:
+        assert f"setuptools {version} is too old to build with: pip install" in message(
+            check_machine.require_setuptools
+        )
