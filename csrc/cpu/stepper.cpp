@@ -143,7 +143,10 @@ void Stepper::finish(const Problem& problem, Phase phase, double total, const Cl
   report_.sum = total;
   report_.norm = decision.norm;
   report_.coefficient = decision.coefficient;
+  report_.limit = decision.limit;
+  report_.decider = decision.decider;
   if (phase == Phase::measure) return;
+  advance_policies(problem.clip, decision);
   report_.skipped = decision.skip ? 1 : 0;
   report_.skipped_steps += report_.skipped;
   if (decision.skip) return;

@@ -76,10 +76,38 @@ GF_DEVICE void write_report(const Header& header, BlockMemory& memory, const Cli
   if (header.total != &report.sum) report.sum = sum;
   report.norm = decision.norm;
   report.coefficient = decision.coefficient;
+  report.limit = decision.limit;
+  report.decider = decision.decider;
   if (header.tasks & kCount) {
     report.skipped = decision.skip ? 1 : 0;
     report.skipped_steps += decision.skip ? 1 : 0;
   }
+}
+
+// True in every thread of the one block that finishes last: by then all others have read what a step may change, the
+// step counters and the policies' state. Every block of the launch must ask, once.
+GF_DEVICE bool is_last_block(const Header& header, BlockMemory& memory) {
+  block_barrier();
+  if (thread_index() == 0) memory.finished_before = count_up(header.finished);
+  block_barrier();
+  if (memory.finished_before + 1 != static_cast<std::uint32_t>(block_count())) return false;
+  if (thread_index() == 0) *header.finished = 0;
+  return true;
+}
+
+// Leaves what the next step will find: one more update of each tensor of this launch, and the policies' new state. The
+// last block does it, after coming to the step's decision once more, as that costs less than keeping it in registers.
+// Where several launches share a step each decides from the old state, and the one that counts the step writes the new.
+GF_DEVICE_CALL void finish_step(const Header& header, BlockMemory& memory) {
+  if (!is_last_block(header, memory)) return;
+  const ClipDecision decision = decide(header, memory.sum);
+  block_barrier();  // the state is old until everyone has decided
+  if ((header.tasks & kUpdate) && !decision.skip) {
+    for (int tensor = header.first_tensor + thread_index(); tensor < header.last_tensor; tensor += kThreads) {
+      if (float* step = header.tensors[tensor].step) *step += 1.0f;
+    }
+  }
+  if ((header.tasks & kCount) && thread_index() == 0) advance_policies(header.clip, decision);
 }
 
 }  // namespace gradfast::cuda

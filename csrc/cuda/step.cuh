@@ -22,19 +22,6 @@ GF_DEVICE Storage* kept_gradients(const ChunkEntry& chunk, const Storage* g) {
   return reinterpret_cast<Storage*>(shared_memory() + sizeof(BlockMemory) + chunk.kept + past_boundary);
 }
 
-// Counts one more update for each tensor of this launch. The last block to finish does it: all others have read the
-// counters by then.
-GF_DEVICE void count_updates(const Header& header, BlockMemory& memory) {
-  block_barrier();
-  if (thread_index() == 0) memory.finished_before = count_up(header.finished);
-  block_barrier();
-  if (memory.finished_before + 1 != static_cast<std::uint32_t>(block_count())) return;
-  for (int tensor = header.first_tensor + thread_index(); tensor < header.last_tensor; tensor += kThreads) {
-    if (float* step = header.tensors[tensor].step) *step += 1.0f;
-  }
-  if (thread_index() == 0) *header.finished = 0;
-}
-
 template <class Rule, class Storage>
 GF_DEVICE void step(const Header& header, const void* after_header) {
   BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
@@ -52,10 +39,12 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   const double sum = total_sum(header, memory);
   const ClipDecision decision = decide(header, sum);
   if (header.tasks & kReport) write_report(header, memory, decision, sum);
-  if (decision.skip) return;
-
-  update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
-  count_updates(header, memory);
+  if (decision.skip && !decision.reached_policies) return;  // nothing changes, not even a policy's state
+  if (thread_index() == 0) memory.sum = sum;
+  if (!decision.skip) {
+    update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
+  }
+  finish_step(header, memory);
 }
 
 // Both phases, where header.tasks says so; else the second alone.
@@ -81,8 +70,13 @@ template <int kBytes>
 GF_KERNEL(3)
 report_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
-  const double sum = total_sum(arguments.header, memory);
-  write_report(arguments.header, memory, decide(arguments.header, sum), sum);
+  const Header& header = arguments.header;
+  const double sum = total_sum(header, memory);
+  const ClipDecision decision = decide(header, sum);
+  write_report(header, memory, decision, sum);
+  if (!decision.reached_policies) return;
+  if (thread_index() == 0) memory.sum = sum;
+  finish_step(header, memory);
 }
 
 }  // namespace gradfast::cuda

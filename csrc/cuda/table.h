@@ -81,6 +81,7 @@ struct alignas(16) BlockMemory {
   double sums[kWarps];
   std::int32_t minima[kWarps];
   std::uint32_t finished_before;
+  double sum;                                                       // of all powers, for the block that finishes last
   alignas(16) unsigned char constants[kWarps][kMaxConstantsBytes];  // of the rule, for the tensor of each warp
 };
 

@@ -54,9 +54,12 @@ struct Report {
   double sum = 0;          // over all elements: sum of powers (largest magnitude for the infinity norm)
   double norm = 0;         // of the true gradients, before clipping
   double coefficient = 1;  // in [0, 1]
+  double limit = 0;        // what the norm was held to; infinity where it was not
   std::int64_t skipped_steps = 0;
   std::int32_t skipped = 0;           // 1 if the last step was skipped
   std::int32_t first_nonfinite = -1;  // slot of the first tensor whose sum is not finite, when it was
+  std::int32_t decider = -1;          // the clip policy that skipped or clipped, counted from 0
+  std::int32_t unused = 0;
 };
 
 }  // namespace gradfast

@@ -2,10 +2,12 @@
 //
 //   coefficient = min(1, max_norm / (norm + 1e-6))           Pascanu, Mikolov, Bengio 2013, algorithm 1
 //
-// With a loss scale s (mixed precision) the gradients in memory are s times the true ones: the norm is divided by s
-// before the decision and the factor once more after it, so nobody has to rewrite a gradient to unscale it.
+// or whatever a chain of clip policies says. With a loss scale s (mixed precision) the gradients in memory are s times
+// the true ones: the norm is divided by s before the decision and the factor once more after it, so nobody has to
+// rewrite a gradient to unscale it.
 #pragma once
 
+#include "rules/chain.h"
 #include "rules/precision.h"
 
 namespace gradfast {
@@ -18,32 +20,46 @@ enum class NonFinite : int {
 struct ClipSettings {
   double max_norm = INFINITY;  // infinity: measure but never clip
   NonFinite nonfinite = NonFinite::skip;
+  PolicyChain policies{};  // after max_norm
 };
 
 struct ClipDecision {
-  double norm;         // of the true (unscaled) gradients, before clipping
-  double coefficient;  // in [0, 1]; NaN when the norm is NaN
-  double scale;        // what a gradient in memory is multiplied with: coefficient / loss_scale
-  bool skip;           // true: this step changes nothing
+  double norm;            // of the true (unscaled) gradients, before clipping
+  double coefficient;     // in [0, 1]; NaN when the norm is NaN
+  double scale;           // what a gradient in memory is multiplied with: coefficient / loss_scale
+  double limit;           // what the norm was held to; infinity where it was not
+  std::int32_t decider;   // the policy that skipped or clipped, counted from 0; -1: none
+  bool skip;              // true: this step changes nothing
+  bool reached_policies;  // false: the step was bad before any policy saw it
 };
-
-GF_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
-
-GF_HOST_DEVICE double clip_coefficient(double max_norm, double norm) {
-  const double ratio = max_norm / (norm + 1e-6);
-  // The comparison is false for NaN, which therefore stays NaN as in torch.clamp. Without a limit the ratio is
-  // infinity / norm: 1 for every norm, a NaN or infinite one included.
-  return max_norm == INFINITY || ratio > 1.0 ? 1.0 : ratio;
-}
 
 GF_HOST_DEVICE ClipDecision decide(const ClipSettings& settings, double measured_norm, double loss_scale,
                                    bool found_infinite) {
   ClipDecision decision;
   decision.norm = measured_norm / loss_scale;
+  const bool bad = found_infinite || (settings.nonfinite == NonFinite::skip && !is_finite(decision.norm));
   decision.coefficient = clip_coefficient(settings.max_norm, decision.norm);
+  decision.limit = decision.coefficient < 1 ? settings.max_norm : INFINITY;
+  decision.decider = -1;
+  decision.skip = bad;
+  decision.reached_policies = settings.policies.count > 0 && !bad;
+  if (decision.reached_policies) {
+    const ChainVerdict verdict = run_chain(settings.policies, decision.norm * decision.coefficient, false);
+    decision.coefficient *= verdict.coefficient;
+    decision.skip = verdict.skip;
+    if (verdict.decider >= 0) {
+      decision.decider = verdict.decider;
+      decision.limit = verdict.limit;
+    }
+  }
   decision.scale = decision.coefficient / loss_scale;
-  decision.skip = found_infinite || (settings.nonfinite == NonFinite::skip && !is_finite(decision.norm));
   return decision;
+}
+
+// Brings the policies' state up to date, once everyone has decided. For one thread.
+GF_HOST_DEVICE void advance_policies(const ClipSettings& settings, const ClipDecision& decision) {
+  if (!decision.reached_policies) return;
+  run_chain(settings.policies, decision.norm * clip_coefficient(settings.max_norm, decision.norm), true);
 }
 
 }  // namespace gradfast

@@ -10,6 +10,7 @@ int main() {
   test::run_shim_cases();
 #endif
   test::run_step_cases();
+  test::run_policy_cases();
   test::run_launch_cases();
   std::printf("%d passed, %d failed\n", test::passed, test::failed);
   return test::failed == 0 ? 0 : 1;

@@ -241,9 +241,10 @@ void Model::check_report(const Report& report) {
   check(close(report.sum, sum, relative), "sum " + std::to_string(report.sum) + " for " + std::to_string(sum));
   check(close(report.norm, root / loss_scale, relative), "norm " + std::to_string(report.norm));
   const double ratio = clip.max_norm / (root / loss_scale + 1e-6);
-  const double coefficient = std::isinf(clip.max_norm) || ratio > 1 ? 1 : ratio;
-  check(close(report.coefficient, coefficient, relative), "coefficient " + std::to_string(report.coefficient));
-  const bool skip = found_infinite || (clip.nonfinite == gradfast::NonFinite::skip && !std::isfinite(root));
+  const double coefficient = (std::isinf(clip.max_norm) || ratio > 1 ? 1 : ratio) * policy_coefficient;
+  check(close(report.coefficient, coefficient, 10 * relative), "coefficient " + std::to_string(report.coefficient));
+  const bool bad = found_infinite || (clip.nonfinite == gradfast::NonFinite::skip && !std::isfinite(root));
+  const bool skip = bad || policy_skip;
   if (skip) ++skipped_steps;
   check(report.skipped == (skip ? 1 : 0), "skipped");
   check(report.skipped_steps == skipped_steps, "skipped_steps " + std::to_string(report.skipped_steps));

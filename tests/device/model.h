@@ -52,6 +52,8 @@ class Model {
   double loss_scale = 1;        // other than 1: given to the step, and the gradients carry it
   bool found_infinite = false;  // given to the step when true
   double largest_gradient = 1;
+  double policy_coefficient = 1;  // what clip.policies are expected to make of the next step
+  bool policy_skip = false;
 
   int add_group(int rule, std::vector<double> values);
   void set_lr_on_device(int group, double lr, bool as_double);

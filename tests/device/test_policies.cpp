@@ -1,0 +1,140 @@
+// Clip policies on the device: decided from the old state by every block, written once, whatever happens to the step.
+//
+// That the rules say what the papers say is tested in tests/clip/, against float64 oracles over long sequences; here
+// the same rules run on the host beside the device.
+#include <cmath>
+#include <string>
+
+#include "cases.h"
+#include "devices.h"
+#include "model.h"
+
+namespace test {
+namespace {
+
+using gradfast::AutoClip;
+using gradfast::Phase;
+using gradfast::Policy;
+using gradfast::PolicyChain;
+using gradfast::SkipSpikes;
+using gradfast::ZClip;
+using gradfast::cuda::Stepper;
+
+enum Kind { kGlobalNorm, kSkipSpikes, kZClip, kAutoClip };  // in the order of gradfast::Policies
+
+// A chain of all policies, with windows so short that every branch is taken within thirty steps.
+PolicyChain all_policies() {
+  PolicyChain chain;
+  int state = 0;
+  const auto add = [&](Kind kind, int window, int state_size, std::initializer_list<double> values) {
+    Policy& policy = chain.policies[chain.count++];
+    policy.kind = kind;
+    policy.window = window;
+    policy.state = state;
+    std::copy(values.begin(), values.end(), policy.values);
+    state += state_size;
+  };
+  add(kSkipSpikes, 8, SkipSpikes::state_size(8), {6, 0});
+  add(kZClip, 6, ZClip::state_size(6), {2.5, 0.9});
+  add(kAutoClip, 10, AutoClip::state_size(10), {50});
+  add(kGlobalNorm, 0, 0, {0.8});
+  return chain;
+}
+
+// A model under a chain of policies, and the same chain on the host.
+class Policed {
+ public:
+  Policed() : model_(5), device_(kDoubles * sizeof(double)), host_(kDoubles) {
+    model_.add_group(kAdam, {0.01, 0.9, 0.99, 1e-3, 0.02, 0, 1, 0});
+    for (const std::int64_t size : {20000, 3, 4096, 9001, 0, 511}) model_.add(vector_of(size), DType::float32, 0);
+    device_.upload();
+    model_.clip.policies = all_policies();
+    model_.clip.policies.state = reinterpret_cast<double*>(device_.device);
+  }
+
+  Model& model() { return model_; }
+
+  // New gradients of about `size` times the usual norm; returns what the host's chain makes of them.
+  gradfast::ChainVerdict prepare(double size, bool nan) {
+    model_.largest_gradient = size * model_.loss_scale / 100;
+    model_.fill_gradients();
+    if (nan) model_.set_gradient(2, 77, NAN);
+    model_.remember();
+    const double norm = std::sqrt(model_.expected_sum()) / model_.loss_scale;
+    PolicyChain chain = model_.clip.policies;
+    chain.state = host_.data();
+    const bool bad = !std::isfinite(norm) || model_.found_infinite;
+    const gradfast::ChainVerdict verdict = bad ? gradfast::ChainVerdict{} : gradfast::run_chain(chain, norm, true);
+    model_.policy_coefficient = verdict.coefficient;
+    model_.policy_skip = verdict.skip;
+    return verdict;
+  }
+
+  void check_state() {
+    device_.download();
+    for (int i = 0; i < kDoubles; ++i) {
+      double value;
+      std::memcpy(&value, device_.host.data() + i * sizeof value, sizeof value);
+      check(std::fabs(value - host_[i]) <= 1e-10 * std::fabs(host_[i]),
+            "state " + std::to_string(i) + " is " + std::to_string(value) + ", not " + std::to_string(host_[i]));
+    }
+  }
+
+  const std::vector<std::byte>& state_bytes() {
+    device_.download();
+    return device_.host;
+  }
+
+ private:
+  static constexpr int kDoubles = 100;
+  Model model_;
+  Memory device_;
+  std::vector<double> host_;
+};
+
+// Thirty steps with spikes; NaN and found_inf among them. Returns all bits that came out.
+std::vector<std::byte> long_run(bool in_phases, double loss_scale) {
+  Policed policed;
+  Model& model = policed.model();
+  model.loss_scale = loss_scale;
+  Stepper stepper(0);
+  int skipped = 0, clipped = 0;
+  for (int step = 0; step < 30; ++step) {
+    const bool nan = step == 3 || step == 17;
+    model.found_infinite = step == 21;
+    const double size = step == 4 || step == 19 || step == 25 ? 1000 : 1 + 0.05 * (step * 7 % 5);
+    const auto verdict = policed.prepare(size, nan);
+    skipped += verdict.skip;
+    clipped += verdict.coefficient < 1;
+    if (in_phases) {
+      model.run(stepper, step == 0, Phase::measure, nullptr);
+      model.run(stepper, false, Phase::update, nullptr);
+    } else {
+      model.run(stepper, step == 0, Phase::both, nullptr);
+    }
+    require(cudaDeviceSynchronize(), "the step");
+    model.check_step(stepper);
+    policed.check_state();
+    check(model.report(stepper).decider == verdict.decider, "decider");
+  }
+  check(skipped == 2, "spikes are skipped once the window is half full: " + std::to_string(skipped));
+  check(clipped > 5, "and others clipped: " + std::to_string(clipped));
+  std::vector<std::byte> all = model.bytes();
+  all.insert(all.end(), policed.state_bytes().begin(), policed.state_bytes().end());
+  return all;
+}
+
+void long_runs() {
+  for (const double loss_scale : {1.0, 1024.0}) {
+    const auto once = long_run(false, loss_scale);
+    check(long_run(true, loss_scale) == once, "measured and updated apart, the same bits");
+  }
+}
+
+}  // namespace
+
+void run_policy_cases() {
+  for_each_device([](const std::string& device) { run_case("policies over thirty steps" + device, long_runs); });
+}
+
+}  // namespace test
