@@ -188,14 +188,26 @@ class ClippedOptimizer(StepReport, Optimizer):
         if "_engine" in self.__dict__:
             self._forget_engine()
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with torch's keys: `l1` is among them only where it is not zero.
+
+        `torch.distributed.checkpoint` refuses to load a checkpoint of torch's where a key is missing in it.
+        """
+        packed = super().state_dict()
+        for group in packed.get("param_groups", ()):
+            if not group.get("l1", True):
+                del group["l1"]
+        return packed
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: getattr(self, key) for key in CLIP_SETTINGS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        own_l1 = [group.get("l1", 0.0) for group in self.__dict__.get("param_groups", ())]
         super().__setstate__(state)
         self.defaults.setdefault("l1", 0.0)
-        for group in self.param_groups:
-            group.setdefault("l1", self.defaults["l1"])
+        for number, group in enumerate(self.param_groups):  # a checkpoint that says nothing of it leaves it as it was
+            group.setdefault("l1", own_l1[number] if number < len(own_l1) else self.defaults["l1"])
         if "_engine" not in self.__dict__:
             self._init_engine()
 

@@ -1,4 +1,4 @@
-"""Parameters, states and groups that change under the optimiser: seen at the next step, or refused before a byte moves."""
+"""Parameters, states and groups that change under the optimiser: seen at the next step, or refused unharmed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""The package's public face: every symbol can be imported and says what it does; types are shipped."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import gradfast
+
+COMMANDS = {"gradfast.train"}  # used from the command line, not imported from
+
+
+def public_modules() -> list[str]:
+    """gradfast and its packages: what a user imports from."""
+    found = pkgutil.walk_packages(gradfast.__path__, "gradfast.")
+    return ["gradfast", *(m.name for m in found if m.ispkg and not m.name.rpartition(".")[2].startswith("_"))]
+
+
+@pytest.mark.parametrize("module_name", public_modules())
+def test_every_public_symbol_is_there_and_documented(module_name: str) -> None:
+    module = importlib.import_module(module_name)
+    assert module.__doc__, module_name
+    assert getattr(module, "__all__", None) or module_name in COMMANDS, f"{module_name} has no __all__"
+    names = getattr(module, "__all__", [])
+    assert len(set(names)) == len(names)
+    for name in names:
+        symbol = getattr(module, name)
+        if not (inspect.isclass(symbol) or inspect.isfunction(symbol)):
+            continue
+        assert symbol.__doc__, f"{module_name}.{name} has no docstring"
+        if not inspect.isclass(symbol):
+            continue
+        for attribute, value in vars(symbol).items():
+            function = value.fget if isinstance(value, property) else value
+            if attribute.startswith("_") or not inspect.isfunction(function):
+                continue
+            assert inspect.getdoc(getattr(symbol, attribute)), f"{module_name}.{name}.{attribute} has no docstring"
+
+
+def test_types_are_shipped() -> None:
+    assert (Path(gradfast.__file__).parent / "py.typed").is_file()
