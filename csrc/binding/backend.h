@@ -22,6 +22,9 @@ class Backend {
   virtual at::Tensor coefficient() = 0;  // 0-d
   virtual at::Tensor tensor_sums() = 0;  // one value a slot
 
+  // Likewise, a 0-d float tensor: 1 if the last run's norm was not finite.
+  virtual at::Tensor found_infinite() = 0;
+
   // The whole report on the host: waits for the device.
   virtual Report report() = 0;
 

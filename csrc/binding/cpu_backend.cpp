@@ -24,6 +24,7 @@ class CpuBackend final : public Backend {
     std::copy(sums.begin(), sums.end(), result.data_ptr<double>());
     return result;
   }
+  at::Tensor found_infinite() override { return scalar(stepper_.report().found_infinite).to(at::kFloat); }
   Report report() override { return stepper_.report(); }
   bool is_host() const override { return true; }
 

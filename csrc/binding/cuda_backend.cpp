@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   at::Tensor norm() override { return copy(&stepper_.report()->norm, {}); }
   at::Tensor coefficient() override { return copy(&stepper_.report()->coefficient, {}); }
   at::Tensor tensor_sums() override { return copy(stepper_.tensor_sums(), {slots_}); }
+  at::Tensor found_infinite() override { return copy(&stepper_.report()->found_infinite, {}); }
 
   Report report() override {
     const c10::cuda::CUDAGuard guard(device_);
@@ -45,10 +46,11 @@ class CudaBackend final : public Backend {
   bool is_host() const override { return false; }
 
  private:
-  at::Tensor copy(const double* values, at::IntArrayRef sizes) const {
+  template <class Value>
+  at::Tensor copy(const Value* values, at::IntArrayRef sizes) const {
     const c10::cuda::CUDAGuard guard(device_);
-    const auto options = at::TensorOptions().dtype(at::kDouble).device(device_);
-    return at::from_blob(const_cast<double*>(values), sizes, options).clone();
+    const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<Value>::value).device(device_);
+    return at::from_blob(const_cast<Value*>(values), sizes, options).clone();
   }
 
   at::Device device_;

@@ -1,6 +1,7 @@
 #include "binding/engine.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -35,7 +36,8 @@ Group group_of(const GroupSettings& settings) {
 }
 
 bool same_structure(const Slot& a, const Slot& b) {
-  return a.elements == b.elements && a.dtype == b.dtype && a.group == b.group && a.layout == b.layout;
+  return a.elements == b.elements && a.dtype == b.dtype && a.group == b.group && a.layout == b.layout &&
+         a.mixed == b.mixed && a.formats == b.formats;
 }
 
 // The one value that `tensor` holds, where a device can read it.
@@ -201,6 +203,13 @@ bool Engine::skipped_on_host() {
   return !parts_.empty() && parts_[0].backend->is_host() && parts_[0].backend->report().skipped != 0;
 }
 
+std::optional<at::Tensor> Engine::found_infinite() {
+  for (Part& part : parts_) {
+    if (!part.members.empty()) return part.backend->found_infinite();
+  }
+  return std::nullopt;
+}
+
 std::string Engine::nonfinite_parameter() {
   for (Part& part : parts_) {
     const std::int32_t slot = part.backend->report().first_nonfinite;
@@ -215,6 +224,7 @@ std::vector<std::pair<std::string, at::Tensor>> Engine::grad_norms() {
     at::Tensor values = part.backend->tensor_sums();
     if (norm_.kind == NormKind::two) values = values.sqrt();
     if (norm_.kind == NormKind::general) values = values.pow(1.0 / norm_.p);
+    if (part.loss_scale.defined()) values = at::div(values, part.loss_scale);
     const std::vector<at::Tensor> each = values.to(members_.norm_dtype()).unbind();
     for (std::size_t slot = 0; slot < each.size(); ++slot) {
       norms.emplace_back(members_[part.members[slot]].name, each[slot]);

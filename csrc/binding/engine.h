@@ -43,8 +43,10 @@ class Engine {
   at::Tensor grad_norm();    // 0-d, fp32 or fp64: of the last step, before clipping
   at::Tensor coefficient();  // 0-d, likewise
   std::int64_t skipped_steps();
-  std::int64_t last_skipped();        // 1 if the last step was skipped: waits for the device
-  bool skipped_on_host();             // the same without waiting: false where only a device knows
+  std::int64_t last_skipped();  // 1 if the last step was skipped: waits for the device
+  bool skipped_on_host();       // the same without waiting: false where only a device knows
+  // 0-d float on the device, 1 if the last step's norm was not finite; none where no parameter had a gradient.
+  std::optional<at::Tensor> found_infinite();
   std::string nonfinite_parameter();  // name of the first parameter whose gradient was not finite, or ""
   std::vector<std::pair<std::string, at::Tensor>> grad_norms();
 

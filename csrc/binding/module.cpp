@@ -36,6 +36,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("skipped_steps", &Engine::skipped_steps)
       .def("last_skipped", &Engine::last_skipped)
       .def("skipped_on_host", &Engine::skipped_on_host)
+      .def("found_infinite", &Engine::found_infinite)
       .def("nonfinite_parameter", &Engine::nonfinite_parameter)
       .def("grad_norms", &Engine::grad_norms)
       .def("mark_fresh", &Engine::mark_fresh, py::arg("parameters"))

@@ -25,6 +25,40 @@ bool dtype_of(const at::Tensor& tensor, DType* dtype) {
   }
 }
 
+bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// True for dtypes that one tensor's arrays may have beside each other: those that are computed in fp32.
+bool go_together(at::ScalarType a, at::ScalarType b) {
+  return a == b || ((a == at::kFloat || is_narrow(a)) && (b == at::kFloat || is_narrow(b)));
+}
+
+Format format_of(const at::Tensor& tensor, bool by_chance) {
+  switch (tensor.scalar_type()) {
+    case at::kHalf:
+      return by_chance ? Format::float16_by_chance : Format::float16;
+    case at::kBFloat16:
+      return by_chance ? Format::bfloat16_by_chance : Format::bfloat16;
+    default:
+      return Format::float32;
+  }
+}
+
+// The formats of a slot's arrays, a master first. True if the slot is mixed.
+bool find_formats(const std::vector<at::Tensor>& arrays, const Precision& precision, Formats* formats) {
+  const at::ScalarType dtype = arrays.front().scalar_type();
+  if (dtype != at::kFloat && !is_narrow(dtype)) return false;
+  bool mixed = precision.has_master;
+  formats->has_copy = precision.has_master;
+  for (std::size_t a = 0; a < arrays.size(); ++a) {
+    const bool is_copy = precision.has_master && a + 1 == arrays.size();
+    const bool by_chance =
+        a == kParameter ? precision.parameter_by_chance : a != kGradient && !is_copy && precision.states_by_chance;
+    formats->array[a] = format_of(arrays[a], by_chance);
+    mixed |= arrays[a].scalar_type() != dtype || is_by_chance(formats->array[a]);
+  }
+  return mixed;
+}
+
 bool share_memory_order(const std::vector<at::Tensor>& arrays) {
   const at::Tensor& first = arrays.front();
   if (!first.is_non_overlapping_and_dense()) return false;
@@ -74,24 +108,30 @@ void check_tensor(const at::Tensor& tensor, const char* what, const std::string&
 void check_match(const at::Tensor& parameter, const at::Tensor& other, const char* what, const std::string& name) {
   TORCH_CHECK_VALUE(other.sizes() == parameter.sizes(), "gradfast: ", what, " of '", name, "' has shape ",
                     other.sizes(), ", the parameter has ", parameter.sizes());
-  TORCH_CHECK_TYPE(other.scalar_type() == parameter.scalar_type(), "gradfast: ", what, " of '", name, "' has dtype ",
-                   other.scalar_type(), ", the parameter has ", parameter.scalar_type());
+  TORCH_CHECK_TYPE(go_together(other.scalar_type(), parameter.scalar_type()), "gradfast: ", what, " of '", name,
+                   "' has dtype ", other.scalar_type(), ", the parameter has ", parameter.scalar_type());
   TORCH_CHECK_VALUE(other.device() == parameter.device(), "gradfast: ", what, " of '", name, "' is on ", other.device(),
                     ", the parameter is on ", parameter.device());
 }
 
-void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name,
-              Problem* problem) {
-  const at::Tensor& parameter = arrays.front();
+void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
+              const Precision& precision) {
+  std::vector<at::Tensor> ordered;  // only where a master changes places with its parameter
+  if (precision.has_master) {
+    ordered = arrays;
+    std::swap(ordered.front(), ordered.back());
+  }
+  const std::vector<at::Tensor>& in_order = precision.has_master ? ordered : arrays;
   Slot slot;
-  dtype_of(parameter, &slot.dtype);
-  slot.elements = parameter.numel() * (parameter.is_complex() ? 2 : 1);
+  dtype_of(arrays[kGradient], &slot.dtype);
+  slot.mixed = find_formats(in_order, precision, &slot.formats);
+  slot.elements = arrays.front().numel() * (arrays.front().is_complex() ? 2 : 1);
   slot.group = group;
   slot.step = step;
-  for (std::size_t a = 0; a < arrays.size(); ++a) slot.arrays[a] = arrays[a].data_ptr();
-  if (!share_memory_order(arrays) && slot.elements > 1) {
+  for (std::size_t a = 0; a < in_order.size(); ++a) slot.arrays[a] = in_order[a].data_ptr();
+  if (!share_memory_order(in_order) && slot.elements > 1) {
     slot.layout = static_cast<std::int32_t>(problem->layouts.size());
-    problem->layouts.push_back(layout_of(arrays, name));
+    problem->layouts.push_back(layout_of(in_order, name));
   }
   problem->slots.push_back(slot);
 }

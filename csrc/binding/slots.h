@@ -14,12 +14,21 @@ namespace gradfast {
 // elements that share memory when `written`. `what` and `name` begin the message: "the gradient of 'fc.weight'".
 void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written);
 
-// Refuses a gradient or state whose shape, dtype or device is not the parameter's.
+// Refuses a gradient or state whose shape or device is not the parameter's, or whose dtype does not go with it: fp32,
+// bf16 and fp16 go together, everything else only with itself.
 void check_match(const at::Tensor& parameter, const at::Tensor& other, const char* what, const std::string& name);
 
-// Appends the slot of one parameter. `arrays`: parameter, gradient, states, all of one shape and dtype. A Layout is
-// appended to `problem` where memory order would not pair the right elements.
-void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem);
+// How a parameter is kept and rounded.
+struct Precision {
+  bool has_master = false;           // the last of its arrays is its fp32 master
+  bool parameter_by_chance = false;  // a 16-bit parameter without a master is rounded by chance
+  bool states_by_chance = false;     // 16-bit states are
+};
+
+// Appends the slot of one parameter. `arrays`: parameter, gradient, states and perhaps a master, all of one shape. A
+// Layout is appended to `problem` where memory order would not pair the right elements.
+void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
+              const Precision& precision = {});
 
 // Tells autograd that `tensor` was written, as torch's own in-place operators do.
 void bump_version(const at::Tensor& tensor);

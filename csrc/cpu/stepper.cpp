@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "cpu/gather.h"
+#include "cpu/mixed.h"
 
 namespace gradfast::cpu {
 namespace {
@@ -71,7 +72,8 @@ void Stepper::prepare(const Problem& problem) {
   for (const Slot& slot : problem.slots) {
     sizes.push_back(slot.elements);
     const int rule = problem.groups[slot.group].rule;
-    functions_.push_back(rule < 0 ? UpdateFunctions{} : update_functions(rule, slot.dtype));
+    const DType arithmetic = slot.mixed ? DType::float32 : slot.dtype;
+    functions_.push_back(rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic));
   }
   plan_ = make_plan(sizes, kChunkElements);
   chunk_sums_.assign(plan_.chunks.size(), 0.0);
@@ -107,14 +109,17 @@ void Stepper::update_task(const Problem& problem, const Task& task, double scale
       functions.prepare(problem.groups[slot.group].values, step, scale, constants);
       prepared = &slot;
     }
-    if (slot.layout < 0) {
+    const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
+    if (slot.mixed) {
+      update_mixed(slot, layout, chunk, functions, constants, problem.rounding_seed);
+    } else if (layout == nullptr) {
       Span span{{}, chunk.length};
       for (int a = 0; a < functions.arrays; ++a) {
         span.arrays[a] = static_cast<std::byte*>(slot.arrays[a]) + chunk.offset * size_of(slot.dtype);
       }
       functions.update(constants, span);
     } else {
-      update_gathered(slot, problem.layouts[slot.layout], chunk, functions, constants);
+      update_gathered(slot, *layout, chunk, functions, constants);
     }
   }
 }
@@ -145,6 +150,7 @@ void Stepper::finish(const Problem& problem, Phase phase, double total, const Cl
   report_.coefficient = decision.coefficient;
   report_.limit = decision.limit;
   report_.decider = decision.decider;
+  report_.found_infinite = is_finite(decision.norm) ? 0.0f : 1.0f;
   if (phase == Phase::measure) return;
   advance_policies(problem.clip, decision);
   report_.skipped = decision.skip ? 1 : 0;

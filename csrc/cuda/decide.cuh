@@ -78,6 +78,7 @@ GF_DEVICE void write_report(const Header& header, BlockMemory& memory, const Cli
   report.coefficient = decision.coefficient;
   report.limit = decision.limit;
   report.decider = decision.decider;
+  report.found_infinite = is_finite(decision.norm) ? 0.0f : 1.0f;
   if (header.tasks & kCount) {
     report.skipped = decision.skip ? 1 : 0;
     report.skipped_steps += decision.skip ? 1 : 0;

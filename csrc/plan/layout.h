@@ -14,8 +14,9 @@
 
 namespace gradfast {
 
-inline constexpr int kMaxArrays = 2 + kMaxStates;  // the parameter, its gradient, its states
-inline constexpr int kMaxDimensions = 8;           // after coalescing
+// The parameter, its gradient, its states, and the low-precision copy of a master parameter.
+inline constexpr int kMaxArrays = 2 + kMaxStates + 1;
+inline constexpr int kMaxDimensions = 8;  // after coalescing
 
 struct Layout {
   int dimensions = 0;

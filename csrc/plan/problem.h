@@ -8,6 +8,7 @@
 #include "plan/layout.h"
 #include "rules/clip.h"
 #include "rules/norm.h"
+#include "rules/rounding.h"
 #include "rules/rules.h"
 
 namespace gradfast {
@@ -18,14 +19,27 @@ inline constexpr int kParameter = 0;  // places in Slot::arrays
 inline constexpr int kGradient = 1;
 inline constexpr int kFirstState = 2;
 
+// The formats of a tensor's arrays where they are not all the same (mixed precision). Where the parameter that the rule
+// works on is an fp32 master, the array behind the last state is the parameter that the model sees: never read, and
+// written with the master rounded to nearest.
+struct Formats {
+  Format array[kMaxArrays] = {};
+  bool has_copy = false;
+
+  bool operator==(const Formats&) const = default;
+};
+
 // One tensor with everything that a rule reads or writes for it.
 struct Slot {
-  void* arrays[kMaxArrays] = {};  // parameter, gradient, states; first element of each
+  void* arrays[kMaxArrays] = {};  // parameter, gradient, states, copy of a master; first element of each
   float* step = nullptr;          // number of updates so far, on the tensor's device; counted up unless skipped
   std::int64_t elements = 0;      // real numbers: a complex tensor counts two an element
   std::int32_t group = 0;         // index into Problem::groups
   std::int32_t layout = -1;       // index into Problem::layouts; -1: dense, memory order serves for all arrays
-  DType dtype = DType::float32;   // of all arrays
+  DType dtype = DType::float32;   // of all arrays; where they are mixed, of the gradient
+  bool mixed = false;             // the arrays have the formats below, or are rounded by chance; all below fp64
+  Formats formats;
+  std::uint32_t number = 0;  // of the parameter in its optimiser: its random bits are drawn by it
 };
 
 // One parameter group: which rule, and its scalars.
@@ -44,6 +58,18 @@ struct Problem {
   ClipSettings clip;
   const float* loss_scale = nullptr;      // mixed precision: the gradients in memory carry this factor
   const float* found_infinite = nullptr;  // mixed precision: nonzero asks to skip
+  std::uint64_t rounding_seed = 0;        // of all rounding by chance
+};
+
+// The random bits that serve array number `array` of a Slot: which pair of random_words, and how far up in a word.
+struct RandomPlace {
+  int pair, shift;
+
+  GF_HOST_DEVICE explicit RandomPlace(int array) {
+    const int place = array == kParameter ? 0 : array - kFirstState + 1;
+    pair = place / 2;
+    shift = place % 2 * 16;
+  }
 };
 
 // Which of the two phases to run. `update` alone takes the total (a sum of powers, not yet a norm) from the caller.
@@ -59,7 +85,7 @@ struct Report {
   std::int32_t skipped = 0;           // 1 if the last step was skipped
   std::int32_t first_nonfinite = -1;  // slot of the first tensor whose sum is not finite, when it was
   std::int32_t decider = -1;          // the clip policy that skipped or clipped, counted from 0
-  std::int32_t unused = 0;
+  float found_infinite = 0;           // 1 if the norm was not finite: a GradScaler's found_inf
 };
 
 }  // namespace gradfast
