@@ -4,6 +4,7 @@
 measures the global gradient norm, decides the clip factor and applies clip, decay and update together.
 """
 
+from gradfast.amp import GradScaler
 from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from gradfast.optim import SGD, Adam, AdamW, Lion
 from gradfast.version import __version__
@@ -12,6 +13,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "GradScaler",
     "Lion",
     "__version__",
     "clip_grad_norm_",

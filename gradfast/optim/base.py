@@ -17,6 +17,7 @@ from gradfast.optim import states
 from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
+from gradfast.optim.scaling import apply_scaling
 
 _log = logging.getLogger("gradfast")
 
@@ -36,12 +37,16 @@ class ClippedOptimizer(StepReport, Optimizer):
         l1: L1 decay, beside the L2 of `weight_decay`; may differ between groups.
         nonfinite: what to do when the norm is NaN or infinite. "skip": change no parameter, no state and no step count,
             count the step in `skipped_steps` and log the parameter's name. "propagate": go on, as torch does.
-            "raise": change nothing and raise, which waits for the device at every step.
+            "raise": change nothing and raise, which waits for the device at every step. Under a GradScaler a non-finite
+            step is its business, and skipped whatever is said here.
     """
 
     max_norm: float | None
     norm_type: float
     nonfinite: str
+
+    # Tells a GradScaler that the step unscales and skips by itself: see gradfast.optim.scaling.
+    _step_supports_amp_scaling = True
 
     # Joins the sums of powers of several processes into one, a 0-d tensor. Called between measuring and updating.
     _join_sums: Callable[[Any], Tensor] | None = None
@@ -123,17 +128,18 @@ class ClippedOptimizer(StepReport, Optimizer):
             engine = self._make_engine()
         settings = self._settings
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
+        under_scaler = apply_scaling(self, settings)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)
             missing = self._measure_and_update(engine, settings)
             if missing:
                 raise RuntimeError(f"gradfast: no usable state for parameter {self._engine_names[missing[0]]!r}")
-        if self.nonfinite == "raise":
+        if self.nonfinite == "raise" and not under_scaler:
             if engine.last_skipped():
                 raise RuntimeError(f"gradfast: {self._explain_skip()}; nothing was changed")
         elif engine.skipped_on_host():
-            _log.warning("step skipped: %s", self._explain_skip())
+            _log.log(logging.INFO if under_scaler else logging.WARNING, "step skipped: %s", self._explain_skip())
 
     def _measure_and_update(self, engine: Any, settings: Any) -> list[int]:
         """Do the step, or nothing where a parameter has no state yet: returns those parameters' indices."""

@@ -33,6 +33,13 @@ class StepReport:
         """Name of the first parameter whose gradient was not finite in the last step, or `None`. On CUDA, waits."""
         return self._stepped_engine().nonfinite_parameter() or None
 
+    def found_infinite(self) -> Tensor | None:
+        """Return whether the last step's norm was not finite: 0-d float32 on the device, 1 or 0; nothing waits for it.
+
+        `None` if no parameter had a gradient. This is what a GradScaler calls `found_inf`.
+        """
+        return self._stepped_engine().found_infinite()
+
     def grad_norms(self) -> dict[str, Tensor]:
         """Return each parameter's gradient norm in the last step, before clipping, by name: 0-d tensors.
 

@@ -85,7 +85,7 @@ def test_gradients_carrying_a_loss_scale_give_the_step_without(loss_scale):
         parameter.grad *= loss_scale
     expected = gradfast.AdamW(plain, lr=1e-2, max_norm=0.5)
     optimizer = gradfast.AdamW(scaled, lr=1e-2, max_norm=0.5)
-    optimizer._settings.loss_scale = torch.tensor([loss_scale])
+    optimizer.grad_scale = torch.tensor([loss_scale])
     expected.step()
     optimizer.step()
     # A power of two changes no digit.
@@ -99,7 +99,7 @@ def test_found_infinite_asks_to_skip(found, halves):
     parameters = make_parameters()
     before = all_elements(parameters).clone()
     optimizer = gradfast.SGD(parameters, lr=1.0, momentum=0.9)
-    optimizer._settings.found_infinite = torch.tensor(found)
+    optimizer.found_inf = torch.tensor(found)
     optimizer._join_sums = (lambda engine: engine.total_sum()) if halves else None
     optimizer.step()
     assert optimizer.skipped_steps == int(found)
@@ -108,6 +108,6 @@ def test_found_infinite_asks_to_skip(found, halves):
 
 def test_a_loss_scale_of_several_numbers_is_refused():
     optimizer = gradfast.SGD(make_parameters(), lr=1.0)
-    optimizer._settings.loss_scale = torch.ones(2)
+    optimizer.grad_scale = torch.ones(2)
     with pytest.raises(ValueError, match="loss_scale must hold one number"):
         optimizer.step()
