@@ -13,6 +13,7 @@ from gradfast.errors import UserError
 # works where torchvision does not.
 COMMANDS = {
     "train": ("gradfast.train.cli", "train an image classifier, with gradients clipped in the optimiser's own pass"),
+    "bench": ("gradfast.bench.cli", "time clip and step against torch's, after checking that both do the same"),
     "info": ("gradfast.info", "show versions, the instruction set in use, threads, the CUDA build and the GPU"),
 }
 
