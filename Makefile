@@ -46,7 +46,7 @@ test: $(done)/test
 	$(python) -m pytest $(ARGS)
 
 bench: $(done)/test
-	$(python) benchmarks/step.py $(ARGS)
+	$(VENV)/bin/gradfast bench $(ARGS)
 
 build: $(done)/build
 	@$(VENV)/bin/gradfast info
@@ -89,7 +89,7 @@ $(done)/%.wanted: force | $(done)/venv
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 
-python_files := gradfast tests benchmarks build_backend setup.py
+python_files := gradfast tests $(wildcard benchmarks examples) build_backend setup.py
 cpp_files     = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 lint: $(done)/dev
