@@ -6,6 +6,7 @@ measures the global gradient norm, decides the clip factor and applies clip, dec
 
 from gradfast.amp import GradScaler
 from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from gradfast.monitor.doctor import diagnose
 from gradfast.optim import SGD, Adam, AdamW, Lion
 from gradfast.version import __version__
 
@@ -19,5 +20,6 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "diagnose",
     "get_total_norm",
 ]

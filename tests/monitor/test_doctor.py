@@ -1,0 +1,406 @@
+"""The doctor both ways: silent on healthy models, and right about models broken on purpose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nn.models import TinyGPT, mlp, residual_mlp
+from torch import Tensor, nn
+
+import gradfast
+from gradfast.cli import main
+from gradfast.monitor.doctor import Diagnosis
+from gradfast.monitor.doctor.finding import trend
+from gradfast.monitor.doctor.rate import check_rate
+from gradfast.nn import init_model
+
+Case = tuple[nn.Module, Any, Callable[..., Tensor]]
+
+
+def labelled(model: nn.Module, n: int = 64, width: int = 128, classes: int = 10) -> Case:
+    return model, (torch.randn(n, width), torch.randint(classes, (n,))), F.cross_entropy
+
+
+def with_init(model: nn.Module, method: str, **options: Any) -> nn.Module:
+    init_model(model, method, verbose=False, **options)
+    return model
+
+
+def words(model: nn.Module) -> Case:
+    tokens = torch.randint(101, (4, 33))
+    return model, (tokens[:, :-1], tokens[:, 1:]), lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten())
+
+
+# ---------------------------------------------------------------- healthy models
+
+
+@pytest.mark.parametrize(
+    ("name", "lr"), [("resnet18", 0.1), ("resnet50", 0.05), ("mobilenet_v3_small", 0.05), ("vit_b_16", 0.01)]
+)
+def test_no_false_alarm_on_torchvision(name: str, lr: float) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    options = {"image_size": 32, "num_layers": 4} if name == "vit_b_16" else {}
+    if options:
+        options |= {"patch_size": 16, "num_heads": 4, "hidden_dim": 128, "mlp_dim": 256}
+        model = torchvision.models.VisionTransformer(**options)
+    else:
+        model = torchvision.models.get_model(name)
+    batch = torch.randn(16, 3, 32, 32), torch.randint(1000, (16,))
+    assert_healthy(gradfast.diagnose(model, batch, F.cross_entropy, lr=lr))
+
+
+def assert_healthy(diagnosis: Diagnosis) -> None:
+    assert diagnosis.ok, str(diagnosis)
+
+
+def test_no_false_alarm_on_resnet50_that_starts_as_the_identity() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18(zero_init_residual=True)
+    assert_healthy(gradfast.diagnose(model, (torch.randn(8, 3, 32, 32), torch.randint(1000, (8,))), F.cross_entropy))
+
+
+@pytest.mark.parametrize(("width", "depth"), [(64, 4), (128, 8)])
+def test_no_false_alarm_on_gpt2(width: int, depth: int) -> None:
+    model, batch, loss_fn = words(TinyGPT(width=width, depth=depth))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    assert_healthy(gradfast.diagnose(model, batch, loss_fn, optimizer=optimizer))
+
+
+HEALTHY: dict[str, Callable[[], Case]] = {
+    "deep relu": lambda: labelled(with_init(mlp(30, 128, outputs=10), "kaiming")),
+    "tanh": lambda: labelled(with_init(mlp(10, 128, nn.Tanh, 10), "xavier")),
+    "torch's default, shallow": lambda: labelled(mlp(3, 128, outputs=10)),
+    "residual": lambda: labelled(with_init(residual_mlp(20, 128, 10), "kaiming")),
+    "fixup": lambda: labelled(with_init(residual_mlp(20, 128, 10), "fixup")),
+    "regression": lambda: (mlp(3, 16, outputs=1), (torch.randn(32, 16), torch.randn(32, 1)), F.mse_loss),
+    "batch of one": lambda: labelled(with_init(mlp(5, 128, outputs=10), "kaiming"), n=1),
+    "lstm": lambda: (Recurrent(nn.LSTM(8, 32, batch_first=True)), *recurrent_batch()),
+}
+
+
+class Recurrent(nn.Module):
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def recurrent_batch() -> tuple[Any, Callable[..., Tensor]]:
+    return (torch.randn(16, 20, 8), torch.randint(2, (16,))), F.cross_entropy
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_false_alarm(name: str) -> None:
+    assert_healthy(gradfast.diagnose(*HEALTHY[name]()))
+
+
+# ---------------------------------------------------------------- models broken on purpose
+
+
+class SquareRoot(nn.Module):
+    """Its forward is fine at 0, its derivative is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).sqrt()
+
+
+class Stuck(nn.Module):
+    """Detaches what comes in: the layers before learn nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+class Loop(nn.Module):
+    """One cell, forty times over, that doubles what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.Linear(32, 32), nn.Linear(32, 2)
+        nn.init.orthogonal_(self.cell.weight, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 32)
+        for step in range(x.shape[1]):
+            state = self.cell(state) + F.pad(x[:, step], (0, 24))
+        return self.head(state)
+
+
+def constant() -> Case:
+    model = mlp(3, 128, outputs=10)
+    nn.init.constant_(model[2].weight, 0.05)
+    return labelled(model)
+
+
+def one_layer_too_large() -> Case:
+    model = with_init(mlp(5, 128, outputs=10), "kaiming")
+    model[4].weight.data.mul_(40.0)
+    return labelled(model)
+
+
+def dead() -> Case:
+    model = with_init(mlp(4, 128, outputs=10), "kaiming")
+    nn.init.constant_(model[2].bias, -20.0)
+    return labelled(model)
+
+
+def images_as_bytes() -> Case:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    return model, (torch.randint(256, (16, 3, 8, 8)).float(), torch.randint(10, (16,))), F.cross_entropy
+
+
+def loss(function: Callable[..., Tensor]) -> Case:
+    model, batch, _ = labelled(with_init(mlp(4, 128, outputs=10), "kaiming"))
+    return model, batch, function
+
+
+def log_of_zero(out: Tensor, target: Tensor) -> Tensor:
+    return F.nll_loss(torch.log(torch.softmax(100 * out.double(), 1).float()), target)
+
+
+def bad_pixel() -> Case:
+    model, (inputs, targets), loss_fn = labelled(mlp(3, 128, outputs=10))
+    inputs[3, 5] = float("nan")
+    return model, (inputs, targets), loss_fn
+
+
+def prices() -> Case:
+    return mlp(3, 16, outputs=1), (torch.randn(32, 16), 250_000 + 1e5 * torch.randn(32, 1)), F.mse_loss
+
+
+def huge_in_the_middle() -> Case:
+    model = nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128), nn.Linear(128, 10))
+    model[0].weight.data.mul_(1e6)
+    return labelled(model)
+
+
+def root_of_zero() -> Case:
+    model = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), SquareRoot(), nn.Linear(128, 10))
+    return labelled(model)
+
+
+def overflowing() -> Case:
+    return labelled(with_init(mlp(60, 128, outputs=10), "small", std=3.0))
+
+
+# name -> (model, kinds that must be found, layer that must be named or None, a word of the line that mends it)
+BROKEN: dict[str, tuple[Callable[[], Case], str, str | None, str]] = {
+    "torch's default, 20 layers": (lambda: labelled(mlp(20, 128, outputs=10)), "backward-vanishes", None, "kaiming"),
+    "weights of std 1": (
+        lambda: labelled(with_init(mlp(20, 128, outputs=10), "small", std=1.0)),
+        "forward-explodes weight-scale",
+        None,
+        "kaiming",
+    ),
+    "overflow to infinity": (overflowing, "nonfinite", None, "kaiming"),
+    "sigmoid stack": (lambda: labelled(mlp(12, 128, nn.Sigmoid, 10)), "backward-vanishes", "0", "relu"),
+    "saturated tanh": (
+        lambda: labelled(with_init(mlp(6, 128, nn.Tanh, 10), "small", std=2.0)),
+        "saturated weight-scale",
+        None,
+        "xavier",
+    ),
+    "residual without norm": (
+        lambda: labelled(with_init(residual_mlp(24, 128, 10), "kaiming", scale_residual=False)),
+        "residual-scaling",
+        "23.second",
+        "fixup",
+    ),
+    "recurrence above 1": (
+        lambda: (Loop(), (torch.randn(8, 40, 8), torch.randint(2, (8,))), F.cross_entropy),
+        "backward-explodes fp16-overflow",
+        "cell",
+        "kaiming",
+    ),
+    "constant weights": (constant, "constant-weights", "2", "kaiming"),
+    "one layer too large": (one_layer_too_large, "weight-scale logits", "4", "kaiming"),
+    "dead relu": (dead, "dead-relu", "3", "leaky_relu"),
+    "bytes as inputs": (images_as_bytes, "inputs", None, "255"),
+    "NaN in the batch": (bad_pixel, "inputs", None, "isfinite"),
+    "summed loss": (lambda: loss(lambda o, t: F.cross_entropy(o, t, reduction="sum")), "loss-scale", None, "mean"),
+    "loss times 1e4": (lambda: loss(lambda o, t: 1e4 * F.cross_entropy(o, t)), "loss-scale", None, "loss /"),
+    "log of 0": (lambda: loss(log_of_zero), "nonfinite", None, "log_softmax"),
+    "sqrt of 0": (root_of_zero, "nonfinite", "2", "epsilon"),
+    "targets of a quarter million": (prices, "targets", None, "mean"),
+    "beyond float16": (huge_in_the_middle, "fp16-overflow", "0", "bfloat16"),
+    "detached": (
+        lambda: labelled(nn.Sequential(nn.Linear(128, 128), Stuck(), nn.Linear(128, 10))),
+        "no-gradient",
+        "0.weight",
+        "detach",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_finds_what_is_broken(name: str) -> None:
+    make, kinds, layer, mend = BROKEN[name]
+    diagnosis = gradfast.diagnose(*make())
+    assert set(kinds.split()) <= diagnosis.kinds(), str(diagnosis)
+    finding = next(finding for finding in diagnosis.findings if finding.kind == kinds.split()[0])
+    assert layer is None or layer in finding.layers, str(diagnosis)
+    assert mend in finding.mend, str(diagnosis)
+    assert any(character.isdigit() for character in finding.evidence)
+
+
+def test_the_line_that_mends_does_mend() -> None:
+    """What the finding's line says is done to the model; then the doctor is silent."""
+    for name in (
+        "torch's default, 20 layers",
+        "weights of std 1",
+        "residual without norm",
+        "constant weights",
+        "dead relu",
+    ):
+        model, batch, loss_fn = BROKEN[name][0]()
+        finding = gradfast.diagnose(model, batch, loss_fn).findings[0]
+        exec(finding.mend, {"gradfast": gradfast, "model": model})
+        assert_healthy(gradfast.diagnose(model, batch, loss_fn))
+
+
+# ---------------------------------------------------------------- the learning rate
+
+
+def quadratic(curvature: float) -> Case:
+    """loss = curvature / 2 * w^2 for one weight w = 1: g = c, H = c, so gradient descent descends below lr = 2 / c."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.ones(1, 1)
+    return model, (x, torch.zeros(1, 1)), lambda out, target: curvature / 2 * (out - target).square().mean()
+
+
+@pytest.mark.parametrize("curvature", [0.5, 4.0, 100.0])
+def test_limit_of_a_quadratic_is_two_over_its_curvature(curvature: float) -> None:
+    model, batch, loss_fn = quadratic(curvature)
+    check = check_rate(model, batch, loss_fn, lr=6 / curvature, optimizer=None)
+    assert check.limit == pytest.approx(2 / curvature, rel=1e-3)  # a difference over a thousandth, in float32
+    assert check.curvature == pytest.approx(curvature, rel=1e-3)
+    assert check.loss_after == pytest.approx(curvature / 2 * 25, rel=1e-5)  # w = 1 - 6 = -5
+    assert gradfast.diagnose(model, batch, loss_fn, lr=6 / curvature).kinds() == {"learning-rate"}
+    assert gradfast.diagnose(model, batch, loss_fn, lr=1.9 / curvature).ok
+
+
+def test_clipping_in_the_optimiser_counts() -> None:
+    """The step of lr 6 / c is clipped to norm 0.1, and descends."""
+    model, batch, loss_fn = quadratic(4.0)
+    free = gradfast.SGD(model.parameters(), lr=1.5)
+    clipped = gradfast.SGD(model.parameters(), lr=1.5, max_norm=0.1)
+    assert "learning-rate" in gradfast.diagnose(model, batch, loss_fn, optimizer=free).kinds()
+    assert gradfast.diagnose(model, batch, loss_fn, optimizer=clipped).ok
+
+
+def test_adam_steps_by_the_sign() -> None:
+    """One weight at 1: Adam with lr 5 goes to -4 whatever the gradient's size."""
+    model, batch, loss_fn = quadratic(2.0)
+    diagnosis = gradfast.diagnose(model, batch, loss_fn, optimizer=torch.optim.Adam(model.parameters(), lr=5.0))
+    assert diagnosis.rate.loss_after == pytest.approx(16.0, rel=1e-5)
+    assert diagnosis.kinds() == {"learning-rate"}
+
+
+# ---------------------------------------------------------------- leaves no trace; report; command
+
+
+def test_leaves_everything_as_it_was() -> None:
+    model = nn.Sequential(
+        nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(16, 3)
+    )
+    gradient = torch.randn(16, 16)
+    model[0].weight.grad = gradient
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    gradfast.diagnose(model, (torch.randn(32, 16), torch.randint(3, (32,))), F.cross_entropy, lr=0.1)
+    random_after = torch.random.get_rng_state()
+    torch.random.set_rng_state(random)
+    torch.randn(32, 16), torch.randint(3, (32,))  # the test's own draws
+    assert torch.equal(random_after, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[0].weight.grad is gradient and model[4].weight.grad is None
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()]
+    assert not any(hooks)
+
+
+def test_a_model_that_returns_its_loss() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": F.cross_entropy(self.layer(inputs), labels)}
+
+    assert gradfast.diagnose(Own(), {"inputs": torch.randn(4, 8), "labels": torch.randint(2, (4,))}).ok
+    with pytest.raises(ValueError, match="loss_fn"):
+        gradfast.diagnose(nn.Linear(2, 2), (torch.randn(2, 2), None))
+
+
+def test_trend_by_hand() -> None:
+    assert trend([2.0**n for n in range(11)]).total == pytest.approx(1024)
+    assert trend([2.0**n for n in range(11)]).fit == pytest.approx(1)
+    assert trend([1.0, 5.0, 1.0, 5.0, 1.0, 5.0, 1.0]).total == pytest.approx(1)
+    assert trend([1.0] * 5) is None and trend([1.0, 0.0, 1.0, 1.0, 1.0, 1.0]) is None
+
+
+def test_report_in_text_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich"), pytest.importorskip("matplotlib")
+    diagnosis = gradfast.diagnose(*dead())
+    text = str(diagnosis)
+    assert "error: most relu units never fire" in text and "evidence: 100.0%" in text
+    diagnosis.show()
+    shown = capsys.readouterr().out
+    assert "100% dead" in shown and "mend" in shown
+    diagnosis.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "most relu units never fire" in page and "data:image/png;base64," in page and 'src="http' not in page
+
+
+def test_command_on_the_users_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich"), pytest.importorskip("matplotlib")
+    (tmp_path / "their_code.py").write_text(
+        "import torch\n"
+        "def good():\n"
+        "    return torch.nn.Linear(4, 2), (torch.randn(8, 4), torch.randint(2, (8,))), torch.nn.CrossEntropyLoss()\n"
+        "def bad():\n"
+        "    model, (inputs, targets), loss_fn = good()\n"
+        "    return model, (1e3 * inputs, targets), loss_fn\n"
+        "def ugly():\n"
+        "    return 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["doctor", "their_code:good", "--lr", "0.1"]) == 0
+    assert "Nothing found" in capsys.readouterr().out
+    assert main(["doctor", "their_code:bad", "--html", str(tmp_path / "out.html")]) == 1
+    assert "inputs are not normalised" in capsys.readouterr().out and (tmp_path / "out.html").is_file()
+    for arguments, word in (
+        (["their_code:ugly"], "int"),
+        (["their_code:absent"], "absent"),
+        (["no_such_module:x"], "no_such_module"),
+        ([], "--model"),
+        (["--model", "resnet5000"], "resnet5000"),
+    ):
+        assert main(["doctor", *arguments]) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_command_on_a_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchvision"), pytest.importorskip("rich")
+    assert main(["doctor", "--model", "resnet18", "--img-size", "32", "--batch-size", "8", "--all"]) == 0
+    assert "layer4.1.conv2" in capsys.readouterr().out
+
+
+def test_every_kind_is_explained_in_the_docs() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "doctor.md"
+    if not docs.is_file():
+        pytest.skip("the docs are not beside the tests")
+    text = docs.read_text()
+    kinds = {kind for _, kinds, *_ in BROKEN.values() for kind in kinds.split()} | {"learning-rate", "forward-vanishes"}
+    assert not [kind for kind in sorted(kinds) if json.dumps(kind).strip('"') not in text]
