@@ -99,6 +99,8 @@ std::vector<int> Engine::prepare(const py::dict& state, const std::vector<GroupS
   std::vector<int> missing = members_.bind(state, groups);
   if (!missing.empty()) return missing;
   fill_slots(groups);
+  // A process that holds nothing still decides with the others, by their sum: it skips, counts and raises as they do.
+  if (parts_.empty()) part_on(members_.size() == 0 ? at::Device(at::kCPU) : members_[0].parameter().device());
   apply(settings);
   return missing;
 }

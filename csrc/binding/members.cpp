@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "binding/local_part.h"
 #include "binding/slots.h"
 
 namespace gradfast {
@@ -29,7 +30,9 @@ bool fits(const at::Tensor& parameter, const at::Tensor& state) {
 Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     Member member;
-    member.arrays = {std::move(parameters[i]), at::Tensor()};
+    member.whole = std::move(parameters[i]);
+    member.sharded = is_sharded(member.whole);
+    member.arrays = {member.sharded ? local_part(member.whole) : member.whole, at::Tensor()};
     member.group = group_of[i];
     member.name = std::move(names[i]);
     members_.push_back(std::move(member));
@@ -42,7 +45,7 @@ bool Members::match(const py::list& param_groups) const {
   for (const py::handle settings : param_groups) {
     for (const py::handle parameter : py::list(settings["params"])) {
       if (seen == members_.size() || members_[seen].group != group || !THPVariable_Check(parameter.ptr()) ||
-          !THPVariable_Unpack(parameter.ptr()).is_same(members_[seen].parameter())) {
+          !THPVariable_Unpack(parameter.ptr()).is_same(members_[seen].whole)) {
         return false;
       }
       ++seen;
@@ -59,16 +62,31 @@ std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSet
   return rebind ? bind_states(state, groups) : std::vector<int>{};
 }
 
+// Of a DTensor: takes the part of the parameter again, for whoever moves or reshards a model exchanges it, and returns
+// that of the gradient.
+at::Tensor Members::take_parts(Member* member, const at::Tensor& gradient, bool* differs) {
+  TORCH_CHECK_TYPE(is_sharded(gradient), "gradfast: '", member->name,
+                   "' is a DTensor and its gradient is a plain tensor; make it one with DTensor.from_local");
+  at::Tensor part = local_part(member->whole);
+  if (!part.is_same(member->arrays[kParameter])) {
+    member->arrays[kParameter] = std::move(part);
+    *differs = true;
+  }
+  return local_part(gradient);
+}
+
 // Reads every `.grad`. Returns true if the states must be looked up again: a parameter got its first gradient, or has
 // none any more, or is no longer of the kind that its states were made for.
 bool Members::take_gradients() {
   bool differs = false;
   for (Member& member : members_) {
-    const at::Tensor& gradient = member.parameter().grad();
-    const bool active = gradient.defined();
+    const at::Tensor& whole = member.whole.grad();
+    const bool active = whole.defined();
     differs |= active != member.active;
     member.active = active;
     if (!active) continue;
+    const at::Tensor part = member.sharded ? take_parts(&member, whole, &differs) : at::Tensor();
+    const at::Tensor& gradient = member.sharded ? part : whole;
     check_tensor(gradient, "the gradient", member.name, false);
     const at::Tensor& parameter = member.parameter();
     check_match(parameter, gradient, "the gradient", member.name);
@@ -87,7 +105,7 @@ std::vector<int> Members::bind_states(const py::dict& state, const std::vector<G
   for (std::size_t i = 0; i < members_.size(); ++i) {
     Member& member = members_[i];
     if (!member.active) continue;
-    const py::object key = py::cast(member.parameter());
+    const py::object key = py::cast(member.whole);
     PyObject* entries = PyDict_GetItemWithError(state.ptr(), key.ptr());
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (!bind_member(member, entries, groups[member.group])) missing.push_back(static_cast<int>(i));
@@ -105,6 +123,7 @@ bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings
   for (const std::string& key : keys) {
     at::Tensor state = entries == nullptr ? at::Tensor() : tensor_at(entries, key.c_str());
     if (!state.defined()) return false;
+    if (member.sharded && is_sharded(state)) state = local_part(state);
     check_tensor(state, "the state", member.name, true);
     check_match(member.parameter(), state, ("the state " + key).c_str(), member.name);
     states.push_back(std::move(state));
@@ -149,6 +168,7 @@ void Members::finish_step() {
     for (std::size_t a = 0; a < member.arrays.size(); ++a) {
       if (a != kGradient) bump_version(member.arrays[a]);
     }
+    if (member.sharded) bump_version(member.whole);
     member.arrays[kGradient].reset();
   }
 }

@@ -21,6 +21,8 @@ using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<s
 struct Member {  // one parameter
   const at::Tensor& parameter() const { return arrays[kParameter]; }
 
+  at::Tensor whole;                // as the optimiser has it: a DTensor, or the same as parameter()
+  bool sharded = false;            // a DTensor: the arrays are the parts of it that this rank holds
   std::vector<at::Tensor> arrays;  // parameter, gradient of this step, states
   int group;
   std::string name;
@@ -58,6 +60,7 @@ class Members {
 
  private:
   bool take_gradients();
+  static at::Tensor take_parts(Member* member, const at::Tensor& gradient, bool* differs);
   std::vector<int> bind_states(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
   bool bind_member(Member& member, PyObject* entries, const GroupSettings& settings);
 

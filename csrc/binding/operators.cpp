@@ -21,6 +21,7 @@ struct Part {
 
   at::Device device;
   TensorList tensors;
+  std::vector<std::int64_t> indices;  // of `tensors` in the list
   Problem problem;
   BackendLease backend;
 };
@@ -37,6 +38,7 @@ std::vector<Part> split_by_device(at::TensorList tensors, const Norm& norm, cons
     if (part == parts.end()) part = parts.emplace(parts.end(), tensor.device());
     // A lazy conjugate or negative needs no resolving: magnitudes and real factors are the same on what it views.
     part->tensors.push_back(tensor);
+    part->indices.push_back(static_cast<std::int64_t>(i));
     add_slot({tensor, tensor}, nullptr, 0, index_name(i), &part->problem);
   }
   for (Part& part : parts) {
@@ -91,6 +93,22 @@ at::Tensor total_norm(at::TensorList tensors, double norm_type) {
   return finish(total_sum(parts, norm), norm).to(norm_dtype(tensors));
 }
 
+// One value a tensor, on the first one's device.
+at::Tensor power_sums(at::TensorList tensors, double norm_type) {
+  const Norm norm = norm_of(norm_type);
+  auto parts = split_by_device(tensors, norm, nullptr, 0, false);
+  const auto options = at::TensorOptions().dtype(at::kDouble);
+  at::Tensor sums = at::zeros({static_cast<std::int64_t>(tensors.size())},
+                              options.device(parts.empty() ? at::Device(at::kCPU) : parts[0].device));
+  for (Part& part : parts) {
+    part.backend->run(part.problem, true, Phase::measure, {});
+    if (parts.size() == 1) return part.backend->tensor_sums();
+    const at::Tensor indices = at::tensor(part.indices, at::TensorOptions().dtype(at::kLong).device(sums.device()));
+    sums.index_copy_(0, indices, part.backend->tensor_sums().to(sums.device()));
+  }
+  return sums;
+}
+
 void clip_grads_with_norm_(at::TensorList gradients, double max_norm, const at::Tensor& norm) {
   // The finished norm goes in as the "largest magnitude" of the infinity norm, which finishing leaves as it is.
   auto parts = split_by_device(gradients, norm_of(2.0), "scale_gradient", 0, true);
@@ -129,6 +147,12 @@ at::Tensor total_norm_fake(at::TensorList tensors, double) {
   return at::empty({}, tensors[0].options().dtype(norm_dtype(tensors)));
 }
 
+at::Tensor power_sums_fake(at::TensorList tensors, double) {
+  const auto size = static_cast<std::int64_t>(tensors.size());
+  const at::TensorOptions options = tensors.empty() ? at::TensorOptions() : tensors[0].options();
+  return at::empty({size}, options.dtype(at::kDouble).memory_format(std::nullopt));
+}
+
 at::Tensor clip_grad_norm_fake(at::TensorList gradients, double, double norm_type) {
   return total_norm_fake(gradients, norm_type);
 }
@@ -137,6 +161,7 @@ at::Tensor clip_grad_norm_fake(at::TensorList gradients, double, double norm_typ
 
 TORCH_LIBRARY(gradfast, library) {
   library.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
+  library.def("power_sums(Tensor[] tensors, float norm_type) -> Tensor");
   library.def("clip_grads_with_norm_(Tensor(a!)[] grads, float max_norm, Tensor total_norm) -> ()");
   library.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type) -> Tensor");
   library.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
@@ -144,6 +169,7 @@ TORCH_LIBRARY(gradfast, library) {
 
 TORCH_LIBRARY_IMPL(gradfast, CPU, library) {
   library.impl("total_norm", &total_norm);
+  library.impl("power_sums", &power_sums);
   library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
   library.impl("clip_grad_norm_", &clip_grad_norm_);
   library.impl("clip_grad_value_", &clip_grad_value_);
@@ -151,6 +177,7 @@ TORCH_LIBRARY_IMPL(gradfast, CPU, library) {
 
 TORCH_LIBRARY_IMPL(gradfast, CUDA, library) {
   library.impl("total_norm", &total_norm);
+  library.impl("power_sums", &power_sums);
   library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
   library.impl("clip_grad_norm_", &clip_grad_norm_);
   library.impl("clip_grad_value_", &clip_grad_value_);
@@ -158,6 +185,7 @@ TORCH_LIBRARY_IMPL(gradfast, CUDA, library) {
 
 TORCH_LIBRARY_IMPL(gradfast, Meta, library) {
   library.impl("total_norm", &total_norm_fake);
+  library.impl("power_sums", &power_sums_fake);
   library.impl("clip_grad_norm_", &clip_grad_norm_fake);
   library.impl("clip_grads_with_norm_", [](at::TensorList, double, const at::Tensor&) {});
   library.impl("clip_grad_value_", [](at::TensorList, double) {});

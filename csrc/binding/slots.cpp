@@ -95,7 +95,7 @@ void check_tensor(const at::Tensor& tensor, const char* what, const std::string&
                               "torch.optim.SGD for this parameter");
   TORCH_CHECK_NOT_IMPLEMENTED(!tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python),
                               "gradfast: ", what, " of '", name,
-                              "' is a tensor subclass (such as DTensor) without plain storage; ", "pass plain tensors");
+                              "' is a tensor subclass without plain storage; pass plain tensors or DTensors");
   DType dtype;
   TORCH_CHECK_TYPE(dtype_of(tensor, &dtype), "gradfast: ", what, " of '", name, "' has dtype ", tensor.scalar_type(),
                    "; float64, float32, float16, bfloat16 and their complex kinds are supported");
