@@ -3,42 +3,69 @@
 What differs from torch: the norm is summed in double precision and returned as float32 (float64 for float64), so that
 float16 gradients do not overflow it; and gradients below the limit are not rewritten on the CPU. `foreach` is accepted
 and ignored: there is one implementation, and it takes all tensors at once.
+
+DTensors (FSDP2, tensor parallel) count as the whole tensors that they are parts of: the norm is the whole model's, a
+plain tensor, the same on every rank, joined with one small all-reduce (see `gradfast.clip.reduction`); all ranks of the
+mesh must call. `process_group=` joins ranks that hold different tensors, such as the stages of a pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gradfast._load import native as _native  # noqa: F401  registers torch.ops.gradfast
+from gradfast.clip.reduction import (
+    Reduction,
+    finish,
+    is_dtensor,
+    is_partial,
+    local_tensor,
+    reduce_partial,
+    spans_ranks,
+    whole_tensor,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Tensors = Tensor | Iterable[Tensor]
 
 
 def get_total_norm(
-    tensors: Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Return the p-norm of all elements of all tensors taken as one vector, `(sum |x|^p)^(1/p)`, or `max |x|`.
 
     Args:
         tensors: one or more dense tensors of any shapes, of dtype float64, float32, float16 or bfloat16 (complex ones
-            with `norm_type=2`), on one or several devices.
+            with `norm_type=2`), on one or several devices; or DTensors, whose partial placements are reduced first.
         norm_type: p, at least 1; `inf` for the largest magnitude.
         error_if_nonfinite: raise if the norm is NaN or infinite. Waits for the device.
+        process_group: ranks that hold other tensors of the same model; each of them must call.
 
     Returns:
-        A 0-d tensor on the first tensor's device; float64 if a tensor is float64, else float32.
+        A plain 0-d tensor on the first tensor's device; float64 if a tensor is float64, else float32.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
         ValueError: `norm_type` is below 1.
     """
     listed = _as_list(tensors)
-    if not listed:
+    if process_group is not None or spans_ranks(listed):
+        norm = _joined_norm(listed, float(norm_type), process_group)
+    elif not listed:
         return torch.tensor(0.0)
-    norm = torch.ops.gradfast.total_norm(listed, float(norm_type))
+    else:
+        norm = torch.ops.gradfast.total_norm(listed, float(norm_type))
     if error_if_nonfinite:
         _refuse_nonfinite(norm, norm_type)
     return norm
@@ -55,7 +82,9 @@ def clip_grads_with_norm_(
         max_norm: the largest norm that is let through.
         total_norm: 0-d tensor, as from `get_total_norm`.
     """
-    gradients = _gradients(parameters)
+    gradients = [local_tensor(gradient) for gradient in _gradients(parameters)]
+    if is_dtensor(total_norm):  # torch's own get_total_norm leaves it partial
+        total_norm = whole_tensor(total_norm)
     if gradients:
         torch.ops.gradfast.clip_grads_with_norm_(gradients, float(max_norm), torch.as_tensor(total_norm))
 
@@ -67,6 +96,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Scale all gradients so that their global norm is at most `max_norm`, and return the norm before that.
 
@@ -78,21 +109,25 @@ def clip_grad_norm_(
         max_norm: the largest norm that is let through.
         norm_type: p of the norm, at least 1; `inf` for the largest magnitude.
         error_if_nonfinite: raise before anything is changed if the norm is NaN or infinite. Waits for the device.
+        process_group: ranks that hold other parameters of the same model; each of them must call.
 
     Returns:
-        The norm before clipping: a 0-d tensor, float64 if a gradient is float64, else float32.
+        The norm before clipping: a plain 0-d tensor, float64 if a gradient is float64, else float32.
 
     Raises:
         RuntimeError: the norm is not finite and `error_if_nonfinite` is set.
         ValueError: `norm_type` is below 1.
     """
     gradients = _gradients(parameters)
-    if not gradients:
+    joined = process_group is not None or spans_ranks(gradients)
+    if not gradients and not joined:
         return torch.tensor(0.0)
-    if not error_if_nonfinite:
+    if not error_if_nonfinite and not joined:
         return torch.ops.gradfast.clip_grad_norm_(gradients, float(max_norm), float(norm_type))
-    norm = get_total_norm(gradients, norm_type, error_if_nonfinite=True)
-    torch.ops.gradfast.clip_grads_with_norm_(gradients, float(max_norm), norm)
+    norm = get_total_norm(gradients, norm_type, error_if_nonfinite, process_group=process_group)
+    if gradients:
+        local = [local_tensor(gradient) for gradient in gradients]
+        torch.ops.gradfast.clip_grads_with_norm_(local, float(max_norm), norm)
     return norm
 
 
@@ -105,8 +140,15 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
         clip_value: the largest magnitude that is let through.
     """
     gradients = _gradients(parameters)
+    for index, gradient in enumerate(gradients):
+        if is_partial(gradient):
+            raise ValueError(
+                f"gradfast: gradient {index} has a partial placement: its values are not known until it is reduced; "
+                "redistribute it to Shard or Replicate first"
+            )
     if gradients:
-        torch.ops.gradfast.clip_grad_value_(gradients, float(clip_value))
+        local = [local_tensor(gradient) for gradient in gradients]
+        torch.ops.gradfast.clip_grad_value_(local, float(clip_value))
 
 
 def _as_list(tensors: Tensors) -> list[Tensor]:
@@ -115,6 +157,19 @@ def _as_list(tensors: Tensors) -> list[Tensor]:
 
 def _gradients(parameters: Tensors) -> list[Tensor]:
     return [parameter.grad for parameter in _as_list(parameters) if parameter.grad is not None]
+
+
+def _joined_norm(tensors: list[Tensor], norm_type: float, process_group: ProcessGroup | None) -> Tensor:
+    """The norm over the tensors of all ranks; see `gradfast.clip.reduction`."""
+    whole = [reduce_partial(tensor) for tensor in tensors]
+    reduction = Reduction(whole, [f"tensors[{index}]" for index in range(len(whole))], process_group)
+    if whole:
+        sums = torch.ops.gradfast.power_sums([local_tensor(tensor) for tensor in whole], norm_type)
+    else:
+        sums = torch.zeros(0, dtype=torch.float64, device=reduction.device_type)
+    total = reduction.join(sums, infinity=norm_type == float("inf"))
+    is_double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    return finish(total, norm_type).to(torch.float64 if is_double else torch.float32)
 
 
 def _refuse_nonfinite(norm: Tensor, norm_type: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Adam(ClippedOptimizer):
@@ -77,6 +80,7 @@ class Adam(_Adam, torch.optim.Adam):
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -90,7 +94,7 @@ class Adam(_Adam, torch.optim.Adam):
             capturable=capturable,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
 
 
 class AdamW(_Adam, torch.optim.AdamW):
@@ -125,8 +129,9 @@ class AdamW(_Adam, torch.optim.AdamW):
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
         )
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)

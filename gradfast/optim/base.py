@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clippin
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
 from gradfast.optim.scaling import apply_scaling
+from gradfast.optim.sharding import Sharding, group_name, group_named, sharding_of, surrounding_group
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _log = logging.getLogger("gradfast")
 
@@ -39,11 +43,15 @@ class ClippedOptimizer(StepReport, Optimizer):
             count the step in `skipped_steps` and log the parameter's name. "propagate": go on, as torch does.
             "raise": change nothing and raise, which waits for the device at every step. Under a GradScaler a non-finite
             step is its business, and skipped whatever is said here.
+        process_group: the ranks that hold other parameters of the same model, such as the stages of a pipeline: the
+            norm is over the gradients of all of them, and each must step. DTensor parameters need none for their mesh.
+            Plain parameters of which each of these ranks holds a copy go in a group with `"replicated": True`.
     """
 
     max_norm: float | None
     norm_type: float
     nonfinite: str
+    process_group: ProcessGroup | None = None
 
     # Tells a GradScaler that the step unscales and skips by itself: see gradfast.optim.scaling.
     _step_supports_amp_scaling = True
@@ -66,6 +74,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         foreach: bool | None,
         fused: bool | None,
         differentiable: bool,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """Check and store what gradfast adds; called after the torch class's own `__init__`."""
         check_clipping(max_norm, norm_type, nonfinite)
@@ -76,6 +85,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         if fused and foreach:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self.max_norm, self.norm_type, self.nonfinite = max_norm, float(norm_type), nonfinite
+        self.process_group = process_group if process_group is not None else surrounding_group()
         # Kept for whoever reads them; there is one implementation, and it is fused.
         self.defaults.update(l1=l1, fused=fused)
         for group in self.param_groups:
@@ -146,6 +156,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         groups = [self._rule_settings(group) for group in self.param_groups]
         if self._join_sums is None:
             return engine.step(self.state, groups, settings)
+        if self._sharding is not None:
+            self._sharding.place_gradients()
         missing = engine.measure(self.state, groups, settings)
         if not missing:
             engine.update(self._join_sums(engine))
@@ -155,6 +167,7 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def _init_engine(self) -> None:
         self._engine: Any = None
+        self._sharding: Sharding | None = None
         self._settings = native.StepSettings()
         self._skipped_before = 0
 
@@ -167,6 +180,10 @@ class ClippedOptimizer(StepReport, Optimizer):
                 group_of.append(number)
                 names.append(known[position] if known else f"param_groups[{number}]['params'][{position}]")
         self._forget_engine()
+        replicated = [self.param_groups[number].get("replicated") for number in group_of]
+        self._sharding = sharding = sharding_of(parameters, names, replicated, self.process_group)
+        if sharding is not None:
+            self._join_sums = lambda engine: sharding.join(engine, self.norm_type)
         self._engine = native.Engine(parameters, group_of, names)
         self._engine_parameters, self._engine_groups, self._engine_names = parameters, group_of, names
         return self._engine
@@ -206,11 +223,14 @@ class ClippedOptimizer(StepReport, Optimizer):
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in CLIP_SETTINGS}}
+        settings = {key: getattr(self, key) for key in CLIP_SETTINGS}
+        return {**super().__getstate__(), **settings, "process_group": group_name(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own_l1 = [group.get("l1", 0.0) for group in self.__dict__.get("param_groups", ())]
         super().__setstate__(state)
+        if isinstance(self.process_group, str):
+            self.process_group = group_named(self.process_group)
         self.defaults.setdefault("l1", 0.0)
         for number, group in enumerate(self.param_groups):  # a checkpoint that says nothing of it leaves it as it was
             group.setdefault("l1", own_l1[number] if number < len(own_l1) else self.defaults["l1"])

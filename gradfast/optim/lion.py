@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.rule_settings import RuleSettings, learning_rate
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Lion(ClippedOptimizer):
@@ -34,11 +37,12 @@ class Lion(ClippedOptimizer):
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not (lr >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"Invalid Lion settings: {lr=}, {weight_decay=} must be >= 0, {betas=} in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach=None, fused=None, differentiable=False)
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, None, None, False, process_group)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)

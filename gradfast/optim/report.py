@@ -6,11 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from gradfast.optim.sharding import Sharding
+
 
 class StepReport:
     """Mixed into the optimisers: reads the report of the engine's last step."""
 
+    norm_type: float
     _engine: Any
+    _sharding: Sharding | None
     _skipped_before: int  # by earlier engines of this optimiser
 
     @property
@@ -31,7 +35,8 @@ class StepReport:
     @property
     def nonfinite_parameter(self) -> str | None:
         """Name of the first parameter whose gradient was not finite in the last step, or `None`. On CUDA, waits."""
-        return self._stepped_engine().nonfinite_parameter() or None
+        engine = self._stepped_engine()
+        return (engine.nonfinite_parameter() if self._sharding is None else self._sharding.first_nonfinite()) or None
 
     def found_infinite(self) -> Tensor | None:
         """Return whether the last step's norm was not finite: 0-d float32 on the device, 1 or 0; nothing waits for it.
@@ -44,9 +49,13 @@ class StepReport:
         """Return each parameter's gradient norm in the last step, before clipping, by name: 0-d tensors.
 
         They come from the same pass as the global norm. Parameters without a gradient are left out. Names are those
-        that the optimiser was given as `(name, parameter)` pairs, else `param_groups[i]['params'][j]`.
+        that the optimiser was given as `(name, parameter)` pairs, else `param_groups[i]['params'][j]`. Of a DTensor it
+        is the norm of the whole gradient, the same on all ranks; one rank may ask alone.
         """
-        return dict(self._stepped_engine().grad_norms())
+        engine = self._stepped_engine()
+        if self._sharding is not None:
+            return self._sharding.grad_norms(self.norm_type, engine.grad_norm().dtype)
+        return dict(engine.grad_norms())
 
     def _stepped_engine(self) -> Any:
         if self._engine is None:
@@ -54,6 +63,6 @@ class StepReport:
         return self._engine
 
     def _explain_skip(self) -> str:
-        name = self._engine.nonfinite_parameter()
+        name = self.nonfinite_parameter
         norm = self._engine.grad_norm().item()
         return f"the gradient norm is {norm}, first non-finite gradient in {name!r}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class SGD(ClippedOptimizer, torch.optim.SGD):
@@ -46,9 +49,10 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach)
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable)
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
