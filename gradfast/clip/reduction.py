@@ -169,7 +169,8 @@ class _Span:
     """A set of ranks, and the tensors whose sums are joined over all of it."""
 
     def __init__(self, ranks: frozenset[int], mesh: Any, members: list[int], counted: list[bool], count: int) -> None:
-        self.groups = _groups(ranks, mesh)
+        self.ranks = ranks
+        self.groups = groups_of(ranks, mesh, torch.distributed.get_world_size())
         self.index = None if len(members) == count else torch.tensor(members)
         self.counted = None if all(counted) else torch.tensor(counted)
 
@@ -271,9 +272,9 @@ def _spans(layouts: Sequence[_Layout | None], names: Sequence[str], replicated: 
     return spans
 
 
-def _groups(ranks: frozenset[int], mesh: Any) -> list[ProcessGroup]:
-    """Return the process groups to reduce over one after the other: one if some group has all the ranks."""
-    if len(ranks) == torch.distributed.get_world_size():
+def groups_of(ranks: frozenset[int], mesh: Any, world: int) -> list[ProcessGroup]:
+    """Return the process groups to reduce over one after the other: one if some group has all `ranks` of the mesh."""
+    if len(ranks) == world:
         return [cast("ProcessGroup", torch.distributed.group.WORLD)]
     if mesh.ndim > 1:
         for flattened in getattr(_root(mesh), "_flatten_mapping", {}).values():

@@ -15,6 +15,7 @@ class StepReport:
     norm_type: float
     _engine: Any
     _sharding: Sharding | None
+    _settings: Any
     _skipped_before: int  # by earlier engines of this optimiser
 
     @property
@@ -43,7 +44,8 @@ class StepReport:
 
         `None` if no parameter had a gradient. This is what a GradScaler calls `found_inf`.
         """
-        return self._stepped_engine().found_infinite()
+        engine = self._stepped_engine()
+        return engine.found_infinite() if self._sharding is None else self._sharding.found_infinite()
 
     def grad_norms(self) -> dict[str, Tensor]:
         """Return each parameter's gradient norm in the last step, before clipping, by name: 0-d tensors.
@@ -54,7 +56,7 @@ class StepReport:
         """
         engine = self._stepped_engine()
         if self._sharding is not None:
-            return self._sharding.grad_norms(self.norm_type, engine.grad_norm().dtype)
+            return self._sharding.grad_norms(self.norm_type, engine.grad_norm().dtype, self._settings.loss_scale)
         return dict(engine.grad_norms())
 
     def _stepped_engine(self) -> Any:

@@ -42,6 +42,7 @@ class Sharding:
         self._sharded: list[tuple[Any, str]] = [(p, name) for p, name in zip(parameters, names) if is_dtensor(p)]
         self._stepped: list[int] = []  # indices of the parameters that had a gradient in the last step
         self._places: tuple[list[int], Tensor] | None = None
+        self._total: Tensor | None = None
 
     def place_gradients(self) -> None:
         """Give every gradient the placements of its parameter, where backward left it partial or in other pieces."""
@@ -59,7 +60,8 @@ class Sharding:
 
     def join(self, engine: Any, norm_type: float) -> Tensor:
         """Return the sum of powers over the gradients of all ranks, from what `engine` measured of this one's."""
-        return self.reduction.join(self._all_sums(engine.member_sums()), infinity=norm_type == float("inf"))
+        self._total = self.reduction.join(self._all_sums(engine.member_sums()), infinity=norm_type == float("inf"))
+        return self._total
 
     def _all_sums(self, measured: Sequence[tuple[list[int], Tensor]]) -> Tensor:
         """Put the sums of the devices' parameters in the parameters' places, zero for those without a gradient."""
@@ -79,11 +81,19 @@ class Sharding:
             self._places = (indices, torch.tensor(indices, device=device))
         return self._places[1]
 
-    def grad_norms(self, norm_type: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    def grad_norms(self, norm_type: float, dtype: torch.dtype, loss_scale: Tensor | None) -> dict[str, Tensor]:
         """Return the norms of the whole parameters' gradients by name, of those that had one in the last step."""
-        assert self.reduction.sums is not None
-        norms = finish(self.reduction.sums, norm_type).to(dtype).unbind()
-        return {self.names[index]: norms[index] for index in self._stepped}
+        if self.reduction.sums is None:
+            return {}
+        norms = finish(self.reduction.sums, norm_type)
+        if loss_scale is not None:
+            norms = norms / loss_scale.to(norms.device, non_blocking=True)
+        each = norms.to(dtype).unbind()
+        return {self.names[index]: each[index] for index in self._stepped}
+
+    def found_infinite(self) -> Tensor | None:
+        """Return 1 where the last step's norm over all ranks was not finite, else 0: 0-d float32, nothing waits."""
+        return None if self._total is None else (~torch.isfinite(self._total)).float()
 
     def first_nonfinite(self) -> str:
         """Name the first parameter whose gradient was not finite on any rank, "" if none. Waits for the device."""
