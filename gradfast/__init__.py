@@ -6,7 +6,7 @@ measures the global gradient norm, decides the clip factor and applies clip, dec
 
 from gradfast.amp import GradScaler
 from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from gradfast.monitor.doctor import diagnose
+from gradfast.monitor import Monitor, diagnose
 from gradfast.optim import SGD, Adam, AdamW, Lion
 from gradfast.version import __version__
 
@@ -16,6 +16,7 @@ __all__ = [
     "AdamW",
     "GradScaler",
     "Lion",
+    "Monitor",
     "__version__",
     "clip_grad_norm_",
     "clip_grad_value_",

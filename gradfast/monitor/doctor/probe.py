@@ -113,7 +113,7 @@ def compute_loss(model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor] | 
 def measure(model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor] | None) -> Measurement:
     """Run forward and backward once. Changes buffers and gradients: use it inside `gradfast.nn.preserved`."""
     found = Measurement()
-    with _watching(model, found):
+    with watching(model, found):
         found.output, loss = compute_loss(model, batch, loss_fn)
         tensor = found.output if isinstance(found.output, Tensor) else None
         if tensor is not None and tensor.requires_grad:
@@ -136,7 +136,7 @@ def _keep_output_gradient(found: Measurement, gradient: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, found: Measurement) -> Iterator[None]:
+def watching(model: nn.Module, found: Measurement) -> Iterator[None]:
     """Hooks on every module, and a mode that sees activations called as functions."""
     stack: list[str] = []
     handles = []
