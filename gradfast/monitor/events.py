@@ -55,5 +55,5 @@ class SpikeRule:
 
 def worst(names: Sequence[str], norms: Sequence[float], most: int = 3) -> list[tuple[str, float]]:
     """The parameters with the largest norms, non-finite ones first."""
-    order = sorted(range(len(norms)), key=lambda i: (math.isfinite(norms[i]), -norms[i] if norms[i] == norms[i] else 0))
+    order = sorted(range(len(norms)), key=lambda i: (finite := math.isfinite(norms[i]), -norms[i] if finite else 0.0))
     return [(names[i], norms[i]) for i in order[:most]]

@@ -75,11 +75,13 @@ class Source:
         parameters = [parameter.detach() for parameter in self.parameters]
         norms = self._norms(parameters)
         torch._foreach_sub_(before, parameters)
-        bad = [
-            torch.zeros((), device=p.device) if p.grad is None else (~torch.isfinite(p.grad)).float().mean()
-            for p in self.parameters
-        ]
-        return [norms, self._norms(before), torch.stack([value.to(self.device) for value in bad]).double()]
+        changes, bad = self._norms(before), torch.zeros_like(norms)
+        if grad_norm.device.type != "cpu" or not math.isfinite(grad_norm.item()):
+            shares = [
+                p.new_zeros(()) if p.grad is None else (~torch.isfinite(p.grad)).float().mean() for p in self.parameters
+            ]
+            bad = torch.stack([share.to(self.device, torch.float64) for share in shares])
+        return [norms, changes, bad]
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack([norm.to(self.device, torch.float64) for norm in torch._foreach_norm(tensors)])

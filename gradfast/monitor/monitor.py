@@ -174,7 +174,7 @@ class Monitor:
         self._window, self._logged = [], {}
         pieces = [torch.stack([column for step in window for column in (step.grad_norm, step.clip_coef)])]
         pieces.append(torch.cat([step.sums for step in window]))
-        pieces += self.source.sample(before) if before is not None else []
+        pieces += self.source.sample(before, window[-1].grad_norm) if before is not None else []
         extra = [torch.as_tensor(value, dtype=torch.float64).to(device, non_blocking=True) for value in logged.values()]
         pieces.append(torch.stack(extra) if extra else torch.zeros(0, dtype=torch.float64, device=device))
         names, step, steps, sampled = list(logged), self.step, len(window), before is not None

@@ -181,7 +181,7 @@ def test_message_names_the_first_bad_layer(forward_bad: bool, caplog: pytest.Log
         assert "forward, third is the first to put out NaN or infinity" in event.message
         assert "at first" in event.message and "at second" in event.message  # the numbers that led to it
     else:
-        assert "backward, second's gradient is the first with NaN or infinity" in event.message
+        assert "backward, the gradient of second is the first with NaN or infinity" in event.message
         assert "at third; forward all is finite" in event.message
     assert event.message in caplog.text
 
