@@ -68,9 +68,13 @@ class Source:
         return [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def sample(self, before: list[Tensor]) -> list[Tensor]:
-        """Three [n] tensors: norms of the parameters, of their change since `before` (which is overwritten), and the
-        share of each gradient that is not finite.
+    def sample(self, before: list[Tensor], grad_norm: Tensor) -> list[Tensor]:
+        """Three [n] tensors: norms of the parameters, norms of their change, share of each gradient that is not finite.
+
+        The gradients are read for that unless `grad_norm`, of all of them, is known on the host to be finite.
+
+        Args:
+            before: copies of the parameters from before the step; overwritten.
         """
         parameters = [parameter.detach() for parameter in self.parameters]
         norms = self._norms(parameters)
