@@ -107,10 +107,8 @@ class Reduction:
 
     @property
     def device_type(self) -> str:
-        """Where the sums of a rank that holds no tensor at all should be."""
-        groups = [group for span in self.spans for group in span.groups]
-        groups += [self.across.group] if self.across is not None else []
-        return _device_types(groups[0])[0] if groups else "cpu"
+        """Where the sums of a rank that holds no tensor at all should be: where the others' are."""
+        return "cpu" if self.across is None else _usual_device_type(self.across.group)
 
     def join(self, sums: Tensor, infinity: bool) -> Tensor:
         """Return the total over all tensors and ranks, a 0-d float64 tensor on the device of `sums`.
@@ -304,6 +302,12 @@ def _all_reduce(values: Tensor, operation: str, group: ProcessGroup) -> Tensor:
     moved = values if values.device.type in served else values.to(served[0])
     torch.distributed.all_reduce(moved, getattr(torch.distributed.ReduceOp, operation), group=group)
     return moved.to(values.device)
+
+
+def _usual_device_type(group: ProcessGroup) -> str:
+    """Return the kind of device that a group is for: an accelerator, unless gloo serves that, as it does if it must."""
+    backends = dict(entry.split(":") for entry in torch.distributed.get_backend_config(group).split(","))
+    return next((kind for kind in _device_types(group) if kind != "cpu" and backends.get(kind) != "gloo"), "cpu")
 
 
 def _device_types(group: ProcessGroup) -> list[str]:

@@ -69,7 +69,7 @@ class Sharding:
         self._stepped = sorted(index for indices, _ in measured for index in indices)
         if len(measured) == 1 and len(self._stepped) == count:
             return measured[0][1]
-        device = measured[0][1].device if measured else torch.device(self.reduction.device_type)
+        device = measured[0][1].device if count and measured else torch.device(self.reduction.device_type)
         sums = torch.zeros(count, dtype=torch.float64, device=device)
         for indices, values in measured:
             sums.index_copy_(0, self._index(indices, device), values.to(device))
