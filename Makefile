@@ -25,7 +25,8 @@ help:
 	@echo "  make build         set up the environment and build the native extension in it"
 	@echo "  make bench         time clip and step against torch's; ARGS='--help' for more"
 	@echo "  make device-test   run the CUDA kernels' tests on the CPU (g++, no GPU needed)"
-	@echo "  make gpu-check     on a machine with a GPU: build with CUDA, then run its tests"
+	@echo "  make gpu-check     on a machine with a GPU: build, test, sanitize and time the kernels; results in runs/gpu-check."
+	@echo "                     With a PYTHON whose torch sees the GPU it installs nothing and needs no network"
 	@echo "  make lint          check the style (ruff, clang-format) and the types (mypy)"
 	@echo "  make format        rewrite the sources in that style"
 	@echo "  make clean         remove the environment and everything built"
@@ -106,11 +107,17 @@ format: $(done)/dev
 device-test:
 	$(MAKE) -C tests/device
 
-# The GPU is asked for before minutes are spent on compiling.
-gpu-check: $(done)/torch
-	@$(python) -c '$(require_gpu)'
-	@$(MAKE) --no-print-directory GRADFAST_CUDA=1 $(done)/test
-	$(python) -m pytest -m cuda $(ARGS)
+# Where $(PYTHON) itself has a torch that sees a GPU it is used as it is, so that a machine without network will do; else
+# the environment is, which is made if absent. The GPU is asked for before minutes are spent on compiling.
+gpu-check:
+	@if $(PYTHON) -c '$(require_gpu)' 2>/dev/null; then \
+	  $(PYTHON) tests/gpu/gpu_check.py $(ARGS); \
+	elif [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ]; then \
+	  echo "gradfast: make gpu-check needs an NVIDIA GPU; this machine has none, or no driver for it"; exit 1; \
+	else \
+	  $(MAKE) --no-print-directory $(done)/torch && $(python) -c '$(require_gpu)' && \
+	  $(MAKE) --no-print-directory GRADFAST_CUDA=1 $(done)/test && $(python) tests/gpu/gpu_check.py $(ARGS); \
+	fi
 
 require_gpu := import torch; torch.cuda.is_available() or exit("gradfast: make gpu-check needs a GPU; torch sees none")
 

@@ -91,6 +91,7 @@ def build_parser() -> Parser:
     how.add_argument("--processes", metavar="N", help="one after the other (default: 3)")
     how.add_argument("--pairs", metavar="N", help="a comparison and process, at most (default: 40)")
     how.add_argument("--seconds", metavar="S", help="a comparison and process, about (default: 8)")
+    how.add_argument("--limit", metavar="S", help="of the whole run; comparisons not begun by then are left out")
     how.add_argument("--threads", metavar="N", help="of the CPU (default: torch's own)")
     how.add_argument(
         "--no-flush",
@@ -125,6 +126,8 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     workloads = names("--workload", arguments.workload or quick.get("workload", suitable), WORKLOADS)
     if unsuitable := [name for name in workloads if name not in suitable]:
         raise UserError(f"--workload {unsuitable[0]}: takes minutes a step on a CPU; it needs --device cuda")
+    processes = number("--processes", arguments.processes, 1 if arguments.quick else 3, int)
+    limit = number("--limit", arguments.limit, None, float)
     return Settings(
         device=device,
         workloads=workloads,
@@ -133,7 +136,8 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         peers=names("--peer", arguments.peer or quick.get("peer", default_peers(device)), PEERS),
         pairs=number("--pairs", arguments.pairs, quick.get("pairs", 40), int),
         seconds=number("--seconds", arguments.seconds, quick.get("seconds", 8.0), float),
-        processes=number("--processes", arguments.processes, 1 if arguments.quick else 3, int),
+        processes=processes,
+        limit=None if limit is None else limit / processes,
         flush=not arguments.no_flush,
         threads=number("--threads", arguments.threads, None, int),
     )

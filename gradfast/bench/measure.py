@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,7 @@ class Process:
         self.device = torch.device(settings.device)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        self.deadline = time.monotonic() + (math.inf if settings.limit is None else settings.limit)
         self.clock: Clock = make_clock(self.device, settings.flush)
         self.noise = Noise(self.device)
         self.results: list[dict[str, Any]] = []
@@ -59,6 +62,7 @@ class Process:
         case = {"workload": workload.name, "dtype": dtype, "optimizer": optimizer}
         problem = Problem(workload.shapes, DTYPES[dtype], self.device, optimizer, self.noise)
         with self._noting({**case, "peer": "all"}):
+            self._check_time()
             true_norms = [problem.true_norm(step) for step in range(STEPS)]
             ours = build_gradfast(problem.parameters(), optimizer, problem.max_norm)
             our_norm_error = check(problem, ours, true_norms)
@@ -73,6 +77,7 @@ class Process:
         self._free()
 
     def _compare(self, problem: Problem, ours: Contender, peer: Peer, true_norms: list[float]) -> dict[str, Any]:
+        self._check_time()
         if problem.optimizer not in peer.optimizers:
             raise Unavailable(f"has no {problem.optimizer}")
         if self.device.type not in peer.devices:
@@ -122,6 +127,10 @@ class Process:
             self.left_out.append({**case, "kind": "unavailable", "why": first_line(error)})
         except Exception as error:  # whatever a peer raises, the other results are kept
             self.left_out.append({**case, "kind": "failed", "why": f"{type(error).__name__}: {first_line(error)}"})
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise Unavailable("the time limit was reached")
 
     def _free(self) -> None:
         gc.collect()

@@ -19,6 +19,7 @@ class Settings:
     pairs: int  # of steps a comparison and process, at most
     seconds: float  # a comparison and process, about
     processes: int
+    limit: float | None  # seconds a process: what is not begun by then is left out
     flush: bool
     threads: int | None  # None: torch's default
 
