@@ -18,21 +18,13 @@ namespace {
 
 namespace py = pybind11;
 
-Group group_of(const GroupSettings& settings) {
-  const auto& [rule, values, keys, lr] = settings;
-  Group group;
-  group.rule = rule_index(rule);
-  const RuleInfo info = rule_info(Rules{}, group.rule);
-  TORCH_CHECK_VALUE(
-      static_cast<int>(values.size()) == info.hyperparameters && static_cast<int>(keys.size()) == info.states,
-      "gradfast: rule '", rule, "' takes ", info.hyperparameters, " hyper-parameters and ", info.states,
-      " states, got ", values.size(), " and ", keys.size());
-  std::copy(values.begin(), values.end(), group.values.value);
-  if (lr.has_value()) {
-    group.lr = lr->data_ptr();
-    group.lr_is_double = lr->scalar_type() == at::kDouble;
-  }
-  return group;
+// A step of this many elements is over before another thread could use the Python lock.
+constexpr std::int64_t kBriefElements = 32 * 1024;
+
+std::int64_t elements_of(const Problem& problem) {
+  std::int64_t elements = 0;
+  for (const Slot& slot : problem.slots) elements += slot.elements;
+  return elements;
 }
 
 bool same_structure(const Slot& a, const Slot& b) {
@@ -52,17 +44,27 @@ const float* address(const at::Tensor& tensor) { return tensor.defined() ? tenso
 }  // namespace
 
 Engine::Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names)
-    : members_(std::move(parameters), std::move(group_of), std::move(names)) {}
+    : groups_(parameters, group_of), members_(std::move(parameters), std::move(group_of), std::move(names)) {}
 
-std::vector<int> Engine::step(const py::dict& state, const std::vector<GroupSettings>& groups,
-                              const StepSettings& settings) {
+bool Engine::read_groups(const py::list& param_groups, const py::function& rule_settings) {
+  if (!groups_.match(param_groups)) return false;
+  groups_.refresh(param_groups, rule_settings);
+  return true;
+}
+
+std::vector<int> Engine::step(const py::dict& state, const StepSettings& settings) {
   RECORD_FUNCTION("gradfast::step", std::vector<c10::IValue>());
-  std::vector<int> missing = prepare(state, groups, settings);
+  std::vector<int> missing = prepare(state, settings);
   if (!missing.empty()) return missing;
+  const bool brief = parts_.size() == 1 && parts_[0].brief;
   {
-    const py::gil_scoped_release release;
+    std::optional<py::gil_scoped_release> release;
+    if (!brief) {
+      members_.hold_gradients();
+      release.emplace();
+    }
     if (parts_.size() == 1) {
-      parts_[0].backend->run(parts_[0].problem, changed(parts_[0]), Phase::both, {});
+      run(parts_[0], Phase::both, {});
     } else if (parts_.size() > 1) {
       measure_parts();
       update_parts(total_sum());
@@ -72,11 +74,11 @@ std::vector<int> Engine::step(const py::dict& state, const std::vector<GroupSett
   return missing;
 }
 
-std::vector<int> Engine::measure(const py::dict& state, const std::vector<GroupSettings>& groups,
-                                 const StepSettings& settings) {
+std::vector<int> Engine::measure(const py::dict& state, const StepSettings& settings) {
   RECORD_FUNCTION("gradfast::measure", std::vector<c10::IValue>());
-  std::vector<int> missing = prepare(state, groups, settings);
+  std::vector<int> missing = prepare(state, settings);
   if (!missing.empty()) return missing;
+  members_.hold_gradients();
   const py::gil_scoped_release release;
   measure_parts();
   return missing;
@@ -93,16 +95,17 @@ void Engine::update(const at::Tensor& total_sum) {
   members_.finish_step();
 }
 
-std::vector<int> Engine::prepare(const py::dict& state, const std::vector<GroupSettings>& groups,
-                                 const StepSettings& settings) {
+std::vector<int> Engine::prepare(const py::dict& state, const StepSettings& settings) {
   const c10::NoGradGuard no_grad;
-  std::vector<int> missing = members_.bind(state, groups);
-  if (!missing.empty()) return missing;
-  fill_slots(groups);
+  if (!members_.refresh(state, groups_.settings())) {
+    std::vector<int> missing = members_.bind(state, groups_.settings());
+    if (!missing.empty()) return missing;
+    fill_slots();
+  }
   // A process that holds nothing still decides with the others, by their sum: it skips, counts and raises as they do.
   if (parts_.empty()) part_on(members_.size() == 0 ? at::Device(at::kCPU) : members_[0].parameter().device());
   apply(settings);
-  return missing;
+  return {};
 }
 
 Engine::Part& Engine::part_on(at::Device device) {
@@ -113,25 +116,24 @@ Engine::Part& Engine::part_on(at::Device device) {
   return parts_.back();
 }
 
-void Engine::fill_slots(const std::vector<GroupSettings>& groups) {
+void Engine::fill_slots() {
   for (Part& part : parts_) {
     part.previous.swap(part.problem.slots);
     part.problem.slots.clear();
     part.problem.layouts.clear();
-    part.problem.groups.clear();
     part.members.clear();
-    for (const GroupSettings& settings : groups) part.problem.groups.push_back(group_of(settings));
   }
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const Member& member = members_[i];
     if (!member.active) continue;
-    const std::size_t parts = parts_.size();
     Part& part = part_on(member.parameter().device());
-    if (parts_.size() != parts) {
-      for (const GroupSettings& settings : groups) part.problem.groups.push_back(group_of(settings));
-    }
     add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem);
     part.members.push_back(static_cast<int>(i));
+  }
+  for (Part& part : parts_) {
+    part.changed |= changed(part);
+    part.brief = part.device.is_cpu() && elements_of(part.problem) < kBriefElements;
+    for (std::size_t s = 0; s < part.members.size(); ++s) members_.set_slot(part.members[s], &part.problem.slots[s]);
   }
 }
 
@@ -140,6 +142,7 @@ void Engine::apply(const StepSettings& settings) {
   for (Part& part : parts_) {
     part.loss_scale = scalar_on(part.device, settings.loss_scale, "loss_scale");
     part.found_infinite = scalar_on(part.device, settings.found_infinite, "found_infinite");
+    part.problem.groups = groups_.groups();
     part.problem.norm = norm_;
     part.problem.clip.max_norm = settings.max_norm;
     part.problem.clip.nonfinite = settings.propagate ? NonFinite::propagate : NonFinite::skip;
@@ -151,7 +154,7 @@ void Engine::apply(const StepSettings& settings) {
 // True if a part's plan must be made anew.
 bool Engine::changed(Part& part) const {
   std::vector<int> rules;
-  for (const Group& group : part.problem.groups) rules.push_back(group.rule);
+  for (const Group& group : groups_.groups()) rules.push_back(group.rule);
   const bool differs = rules != part.previous_rules || !part.problem.layouts.empty() ||
                        !std::equal(part.problem.slots.begin(), part.problem.slots.end(), part.previous.begin(),
                                    part.previous.end(), same_structure);
@@ -159,12 +162,17 @@ bool Engine::changed(Part& part) const {
   return differs;
 }
 
+void Engine::run(Part& part, Phase phase, const at::Tensor& total) {
+  part.backend->run(part.problem, part.changed, phase, total);
+  part.changed = false;
+}
+
 void Engine::measure_parts() {
-  for (Part& part : parts_) part.backend->run(part.problem, changed(part), Phase::measure, {});
+  for (Part& part : parts_) run(part, Phase::measure, {});
 }
 
 void Engine::update_parts(const at::Tensor& total) {
-  for (Part& part : parts_) part.backend->run(part.problem, false, Phase::update, total.to(part.device));
+  for (Part& part : parts_) run(part, Phase::update, total.to(part.device));
 }
 
 at::Tensor Engine::total_sum() {

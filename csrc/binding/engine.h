@@ -12,6 +12,7 @@
 
 #include "binding/backend.h"
 #include "binding/members.h"
+#include "binding/param_groups.h"
 #include "binding/step_settings.h"
 
 namespace gradfast {
@@ -21,18 +22,17 @@ class Engine {
   // `group_of[i]` and `names[i]` belong to `parameters[i]`.
   Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
 
-  // False if the optimiser's groups hold other parameters than this engine's: then a new one is needed.
-  bool holds(const pybind11::list& param_groups) const { return members_.match(param_groups); }
+  // Takes the hyper-parameters of the groups; see ParamGroups. Returns false if the optimiser's groups hold other
+  // parameters than this engine's: then a new one is needed.
+  bool read_groups(const pybind11::list& param_groups, const pybind11::function& rule_settings);
 
   // One step. Returns the indices of parameters that have a gradient but no state yet: then nothing was done, and the
   // caller makes those states and calls again. Throws before anything is written if a tensor cannot be stepped.
-  std::vector<int> step(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
-                        const StepSettings& settings);
+  std::vector<int> step(const pybind11::dict& state, const StepSettings& settings);
 
   // The same step in two halves, for whoever joins the sums of several processes in between: measure() is as step() but
   // changes nothing; update() then clips by `total_sum`, a 0-d double tensor.
-  std::vector<int> measure(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
-                           const StepSettings& settings);
+  std::vector<int> measure(const pybind11::dict& state, const StepSettings& settings);
   void update(const at::Tensor& total_sum);
 
   // Of what was measured, as double tensors on the devices; nothing waits. A sum is one of powers |x|^p, or the largest
@@ -60,21 +60,24 @@ class Engine {
     at::Device device;
     std::unique_ptr<Backend> backend;
     Problem problem;
+    bool changed = false;  // since the last run, in a way that makes a new plan
+    bool brief = false;    // over before another thread could use the Python lock
     std::vector<Slot> previous;
     std::vector<int> previous_rules;
     std::vector<int> members;               // index of the member in each slot
     at::Tensor loss_scale, found_infinite;  // on this device, kept alive for the step
   };
 
-  std::vector<int> prepare(const pybind11::dict& state, const std::vector<GroupSettings>& groups,
-                           const StepSettings& settings);
+  std::vector<int> prepare(const pybind11::dict& state, const StepSettings& settings);
   Part& part_on(at::Device device);
-  void fill_slots(const std::vector<GroupSettings>& groups);
+  void fill_slots();
   void apply(const StepSettings& settings);
+  static void run(Part& part, Phase phase, const at::Tensor& total);
   void measure_parts();
   void update_parts(const at::Tensor& total);
   bool changed(Part& part) const;
 
+  ParamGroups groups_;
   Members members_;
   std::vector<Part> parts_;
   Norm norm_;

@@ -25,6 +25,11 @@ bool fits(const at::Tensor& parameter, const at::Tensor& state) {
          state.device() == parameter.device();
 }
 
+// True for a step count that lies where the parameter's device can read it.
+bool counts_for(const at::Tensor& parameter, const at::Tensor& step) {
+  return step.scalar_type() == at::kFloat && step.numel() == 1 && step.device() == parameter.device();
+}
+
 }  // namespace
 
 Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names) {
@@ -39,27 +44,66 @@ Members::Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, 
   }
 }
 
-bool Members::match(const py::list& param_groups) const {
-  std::size_t seen = 0;
-  int group = 0;
-  for (const py::handle settings : param_groups) {
-    for (const py::handle parameter : py::list(settings["params"])) {
-      if (seen == members_.size() || members_[seen].group != group || !THPVariable_Check(parameter.ptr()) ||
-          !THPVariable_Unpack(parameter.ptr()).is_same(members_[seen].whole)) {
-        return false;
-      }
-      ++seen;
-    }
-    ++group;
-  }
-  return seen == members_.size();
-}
-
 std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSettings>& groups) {
   bool rebind = take_gradients();
-  rebind |= !state_view_.unchanged(state.ptr()) || bound_rules_.size() != groups.size();
-  for (std::size_t g = 0; !rebind && g < groups.size(); ++g) rebind = bound_rules_[g] != std::get<0>(groups[g]);
+  if (!state_view_.matches(state.ptr())) {
+    state_view_.remember(state.ptr());
+    rebind = true;
+  }
+  rebind |= !same_rules(groups);
   return rebind ? bind_states(state, groups) : std::vector<int>{};
+}
+
+bool Members::same_rules(const std::vector<GroupSettings>& groups) const {
+  return std::equal(
+      bound_rules_.begin(), bound_rules_.end(), groups.begin(), groups.end(),
+      [](const std::string& rule, const GroupSettings& settings) { return rule == std::get<0>(settings); });
+}
+
+bool Members::refresh(const py::dict& state, const std::vector<GroupSettings>& groups) {
+  if (!same_rules(groups) || !state_view_.matches(state.ptr())) return false;
+  for (Member& member : members_) {
+    const at::Tensor& gradient = member.whole.grad();
+    if (gradient.defined() != member.active) return false;
+    if (!member.active) continue;
+    if (member.slot == nullptr || !refresh_member(member, gradient)) return false;
+  }
+  return true;
+}
+
+bool Members::refresh_member(Member& member, const at::Tensor& gradient) {
+  const at::Tensor& parameter = member.parameter();
+  if (parameter.numel() != member.elements || !parameter.is_non_overlapping_and_dense()) return false;
+  if (!same_order(gradient, parameter) || !member.kinds[kGradient].describes(gradient)) return false;
+  member.slot->arrays[kGradient] = member.kinds[kGradient].address(gradient);
+  for (std::size_t a = 0; a < member.arrays.size(); ++a) {
+    if (a == kGradient) continue;
+    const at::Tensor& array = member.arrays[a];
+    if (!member.kinds[a].describes(array) || !same_order(array, parameter)) return false;
+    member.slot->arrays[a] = member.kinds[a].address(array);
+  }
+  if (member.step.is_same(member.updates)) return true;
+  if (member.step.numel() != 1 || !member.step_kind.describes(member.step)) return false;
+  member.slot->step = static_cast<float*>(member.step_kind.address(member.step));
+  return true;
+}
+
+void Members::set_slot(std::size_t index, Slot* slot) {
+  Member& member = members_[index];
+  bool plain = slot->layout < 0 && member.arrays[kGradient].is_same(member.whole.grad());
+  for (std::size_t a = 0; a < member.arrays.size(); ++a) {
+    member.kinds[a] = ArrayKind(member.arrays[a]);
+    plain &= slot->arrays[a] == member.arrays[a].data_ptr() || slot->elements == 0;
+  }
+  member.slot = plain ? slot : nullptr;
+  member.elements = member.parameter().numel();
+  member.step_kind = ArrayKind(member.step);
+}
+
+void Members::hold_gradients() {
+  for (Member& member : members_) {
+    if (member.active && member.slot != nullptr) member.arrays[kGradient] = member.whole.grad();
+  }
 }
 
 // Of a DTensor: takes the part of the parameter again, for whoever moves or reshards a model exchanges it, and returns
@@ -92,6 +136,7 @@ bool Members::take_gradients() {
     check_match(parameter, gradient, "the gradient", member.name);
     if (!parameter.is_non_overlapping_and_dense()) check_tensor(parameter, "the data", member.name, true);
     for (std::size_t a = kFirstState; a < member.arrays.size(); ++a) differs |= !fits(parameter, member.arrays[a]);
+    differs |= member.step.defined() && !counts_for(parameter, member.step);
     const bool lazy = gradient.is_conj() || gradient.is_neg();
     member.arrays[kGradient] = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
   }
@@ -141,8 +186,7 @@ bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings
     }
     step = member.updates;
   }
-  if (step.scalar_type() != at::kFloat || step.numel() != 1 || step.device() != member.parameter().device())
-    return false;
+  if (!counts_for(member.parameter(), step)) return false;
   member.arrays.resize(kFirstState);
   member.arrays.insert(member.arrays.end(), states.begin(), states.end());
   member.step = std::move(step);
@@ -169,7 +213,7 @@ void Members::finish_step() {
       if (a != kGradient) bump_version(member.arrays[a]);
     }
     if (member.sharded) bump_version(member.whole);
-    member.arrays[kGradient].reset();
+    if (member.arrays[kGradient].defined()) member.arrays[kGradient].reset();
   }
 }
 

@@ -4,19 +4,15 @@
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
-#include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "binding/array_kind.h"
+#include "binding/param_groups.h"
 #include "binding/state_view.h"
 #include "plan/problem.h"
 
 namespace gradfast {
-
-// One parameter group of one step: rule, hyper-parameters in the rule's order, names of its states, and the learning
-// rate as a tensor where it lives on the device.
-using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
 
 struct Member {  // one parameter
   const at::Tensor& parameter() const { return arrays[kParameter]; }
@@ -30,6 +26,11 @@ struct Member {  // one parameter
   at::Tensor updates;   // 0-d float, for rules whose state has no step count
   bool active = false;  // has a gradient in this step
   bool fresh = false;   // its states were made just now
+
+  // Where the engine put it, and what that relies on. No slot: to be looked at in full at every step.
+  Slot* slot = nullptr;
+  std::int64_t elements = 0;
+  ArrayKind kinds[kMaxArrays], step_kind;
 };
 
 class Members {
@@ -37,12 +38,19 @@ class Members {
   // `group_of[i]` and `names[i]` belong to `parameters[i]`.
   Members(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
 
-  // False if an optimiser's groups hold other parameters than these.
-  bool match(const pybind11::list& param_groups) const;
-
   // Takes every `.grad`, and the states where anything about them is new. Returns the indices of parameters that have a
   // gradient but no state yet. Throws if a tensor cannot be stepped.
   std::vector<int> bind(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
+
+  // The same in nanoseconds a parameter, where nothing but addresses has changed since the last bind(): writes those
+  // into the members' slots. Returns false where bind() has to look.
+  bool refresh(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
+
+  // The engine has made this slot of a member, and keeps it in place until the next bind().
+  void set_slot(std::size_t member, Slot* slot);
+
+  // Keeps this step's gradients alive, for when the Python lock is given away or the step has a second half.
+  void hold_gradients();
 
   // After a step: tells autograd what was written, and lets go of the gradients, which are not ours to keep alive.
   void finish_step();
@@ -59,6 +67,8 @@ class Members {
   const Member& operator[](std::size_t index) const { return members_[index]; }
 
  private:
+  bool same_rules(const std::vector<GroupSettings>& groups) const;
+  bool refresh_member(Member& member, const at::Tensor& gradient);
   bool take_gradients();
   static at::Tensor take_parts(Member* member, const at::Tensor& gradient, bool* differs);
   std::vector<int> bind_states(const pybind11::dict& state, const std::vector<GroupSettings>& groups);

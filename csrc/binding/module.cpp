@@ -1,6 +1,6 @@
 // The Python module gradfast._C.
 #include <pybind11/stl.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "binding/engine.h"
 #include "cpu/instruction_set.h"
@@ -25,9 +25,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<Engine>(module, "Engine")
       .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
            py::arg("group_of"), py::arg("names"))
-      .def("holds", &Engine::holds, py::arg("param_groups"))
-      .def("step", &Engine::step, py::arg("state"), py::arg("groups"), py::arg("settings"))
-      .def("measure", &Engine::measure, py::arg("state"), py::arg("groups"), py::arg("settings"))
+      .def("read_groups", &Engine::read_groups, py::arg("param_groups"), py::arg("rule_settings"))
+      .def("step", &Engine::step, py::arg("state"), py::arg("settings"))
+      .def("measure", &Engine::measure, py::arg("state"), py::arg("settings"))
       .def("update", &Engine::update, py::arg("total_sum"))
       .def("total_sum", &Engine::total_sum)
       .def("member_sums", &Engine::member_sums)

@@ -3,6 +3,10 @@
 #include <ATen/MemoryOverlap.h>
 #include <c10/core/DispatchKey.h>
 
+#include <algorithm>
+
+#include "binding/array_kind.h"
+
 namespace gradfast {
 namespace {
 
@@ -62,10 +66,7 @@ bool find_formats(const std::vector<at::Tensor>& arrays, const Precision& precis
 bool share_memory_order(const std::vector<at::Tensor>& arrays) {
   const at::Tensor& first = arrays.front();
   if (!first.is_non_overlapping_and_dense()) return false;
-  for (std::size_t a = 1; a < arrays.size(); ++a) {
-    if (arrays[a].strides() != first.strides()) return false;
-  }
-  return true;
+  return std::all_of(arrays.begin(), arrays.end(), [&](const at::Tensor& array) { return same_order(array, first); });
 }
 
 // A complex element is two real ones: one more dimension of size 2 and stride 1.

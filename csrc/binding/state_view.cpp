@@ -1,45 +1,40 @@
 #include "binding/state_view.h"
 
 namespace gradfast {
-namespace {
 
-// Calls `visit(object)` for every parameter, inner dictionary and value, in order, until it returns false.
-template <class Visit>
-bool walk(PyObject* state, Visit&& visit) {
+bool StateView::matches(PyObject* state) const {
+  if (static_cast<std::size_t>(PyDict_GET_SIZE(state)) != entries_.size()) return false;
   PyObject *parameter, *entries, *key, *value;
   Py_ssize_t outer = 0;
-  while (PyDict_Next(state, &outer, &parameter, &entries)) {
-    if (!visit(parameter) || !visit(entries)) return false;
-    if (!PyDict_Check(entries)) continue;
+  const pybind11::object* expected = values_.data();
+  for (const Entry& entry : entries_) {
+    PyDict_Next(state, &outer, &parameter, &entries);
+    if (parameter != entry.parameter.ptr() || entries != entry.entries.ptr()) return false;
+    if (entry.values >= 0 && PyDict_GET_SIZE(entries) != entry.values) return false;
     Py_ssize_t inner = 0;
-    while (PyDict_Next(entries, &inner, &key, &value)) {
-      if (!visit(value)) return false;
+    for (Py_ssize_t left = entry.values; left > 0; --left) {
+      PyDict_Next(entries, &inner, &key, &value);
+      if (value != (expected++)->ptr()) return false;
     }
   }
   return true;
 }
 
-}  // namespace
-
-bool StateView::unchanged(PyObject* state) {
-  if (matches(state)) return true;
-  remember(state);
-  return false;
-}
-
-bool StateView::matches(PyObject* state) const {
-  std::size_t seen = 0;
-  const bool same =
-      walk(state, [&](PyObject* object) { return seen < objects_.size() && objects_[seen++].ptr() == object; });
-  return same && seen == objects_.size();
-}
-
 void StateView::remember(PyObject* state) {
-  objects_.clear();
-  walk(state, [&](PyObject* object) {
-    objects_.push_back(pybind11::reinterpret_borrow<pybind11::object>(object));
-    return true;
-  });
+  entries_.clear();
+  values_.clear();
+  PyObject *parameter, *entries, *key, *value;
+  Py_ssize_t outer = 0;
+  while (PyDict_Next(state, &outer, &parameter, &entries)) {
+    const bool is_dictionary = PyDict_Check(entries);
+    entries_.push_back({pybind11::reinterpret_borrow<pybind11::object>(parameter),
+                        pybind11::reinterpret_borrow<pybind11::object>(entries),
+                        is_dictionary ? PyDict_GET_SIZE(entries) : -1});
+    Py_ssize_t inner = 0;
+    while (is_dictionary && PyDict_Next(entries, &inner, &key, &value)) {
+      values_.push_back(pybind11::reinterpret_borrow<pybind11::object>(value));
+    }
+  }
 }
 
 }  // namespace gradfast

@@ -13,14 +13,18 @@ namespace gradfast {
 
 class StateView {
  public:
-  // True if `state` (parameter -> {key: value}) holds the same objects in the same order as at the last call.
-  bool unchanged(PyObject* state);
-
- private:
+  // True if `state` (parameter -> {key: value}) holds the same objects in the same order as when remembered last.
   bool matches(PyObject* state) const;
   void remember(PyObject* state);
 
-  std::vector<pybind11::object> objects_;  // owned, so that no address can come back as another object
+ private:
+  struct Entry {
+    pybind11::object parameter, entries;  // owned, so that no address can come back as another object
+    Py_ssize_t values;                    // how many of `values_`; -1 where `entries` is no dictionary
+  };
+
+  std::vector<Entry> entries_;
+  std::vector<pybind11::object> values_;
 };
 
 }  // namespace gradfast

@@ -60,6 +60,7 @@ class ClippedOptimizer(StepReport, Optimizer):
     _join_sums: Callable[[Any], Tensor] | None = None
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
+        """Must depend on the group alone: it is asked again only where the group's values are other objects."""
         raise NotImplementedError
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -134,8 +135,9 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def _native_step(self) -> None:
         engine = self._engine
-        if engine is None or not engine.holds(self.param_groups):
+        if engine is None or not engine.read_groups(self.param_groups, self._rule_settings):
             engine = self._make_engine()
+            engine.read_groups(self.param_groups, self._rule_settings)
         settings = self._settings
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
         under_scaler = apply_scaling(self, settings)
@@ -153,12 +155,11 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def _measure_and_update(self, engine: Any, settings: Any) -> list[int]:
         """Do the step, or nothing where a parameter has no state yet: returns those parameters' indices."""
-        groups = [self._rule_settings(group) for group in self.param_groups]
         if self._join_sums is None:
-            return engine.step(self.state, groups, settings)
+            return engine.step(self.state, settings)
         if self._sharding is not None:
             self._sharding.place_gradients()
-        missing = engine.measure(self.state, groups, settings)
+        missing = engine.measure(self.state, settings)
         if not missing:
             engine.update(self._join_sums(engine))
         return missing
