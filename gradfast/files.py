@@ -24,6 +24,13 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed left of their writing in a folder that nobody else is writing to."""
+    for path in folder.glob(".*.*.tmp"):
+        if path.suffixes[-2].removeprefix(".").isdigit():
+            path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Force a rename in a folder to disk, where the system can."""
     if os.name == "nt":

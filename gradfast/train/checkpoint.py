@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,10 +42,20 @@ class _Remember:
         self.file.flush()
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], is_best: bool) -> None:
-    """Write ``last.pt`` and, if `is_best`, make ``best.pt`` the same file by a link (or a copy where links fail).
+def step_name(step: int) -> str:
+    """The file of the checkpoint after so many optimiser steps, where ``--keep`` keeps it: step-00000120.pt."""
+    return f"step-{step:08}.pt"
 
-    best.pt goes first: if the machine stops between the two, the resumed run repeats the epoch and writes both again.
+
+def save_checkpoint(folder: Path, state: dict[str, Any], is_best: bool, step: int = 0, keep: int = 0) -> None:
+    """Write ``last.pt``, and make ``best.pt`` and ``step-N.pt`` the same file by links (or copies where links fail).
+
+    The others go first: if the machine stops in between, the resumed run repeats what led to them and writes all again.
+
+    Args:
+        is_best: whether this is the best checkpoint so far.
+        step: optimiser steps done, the N of ``step-N.pt``.
+        keep: how many of ``step-N.pt`` stay, the newest up to this one; 0 writes none and removes none.
 
     Raises:
         UserError: the system would not write; the files from before are as they were.
@@ -59,9 +70,15 @@ def save_checkpoint(folder: Path, state: dict[str, Any], is_best: bool) -> None:
                 raise remember.error from None
             raise
         file.flush()
-        if is_best:
+        names = [BEST] * is_best + [step_name(step)] * (keep > 0)
+        if names:
             os.fsync(file.fileno())
-            duplicate(temporary_name(path), folder / BEST)
+        for name in names:
+            duplicate(temporary_name(path), folder / name)
+    if keep > 0:
+        done = [other for other in sorted(folder.glob("step-*.pt")) if other.name <= step_name(step)]
+        for other in done[:-keep]:
+            other.unlink(missing_ok=True)
 
 
 def duplicate(source: Path, target: Path) -> None:
@@ -114,13 +131,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_checkpoint(folders: list[Path], report: Any) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound ``last.pt`` in some folders, with its content; damaged ones are reported and passed over."""
+def newest_checkpoint(
+    folders: list[Path], claim: Callable[[Path], None], report: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint of any name in some folders, with its content.
+
+    Args:
+        claim: raises UserError for a folder that another run is writing to.
+        report: told of each file and folder that was passed over, and why.
+    """
     candidates = []
     for folder in folders:
-        with contextlib.suppress(OSError):
-            candidates.append(((folder / LAST).stat().st_mtime_ns, folder / LAST))
-    for _, path in sorted(candidates, reverse=True):
+        # In this order where they are links to one file.
+        for path in (folder / LAST, *sorted(folder.glob("step-*.pt"), reverse=True), folder / BEST):
+            with contextlib.suppress(OSError):
+                candidates.append((path.stat().st_mtime_ns, path))
+    refused: set[Path] = set()
+    for _, path in sorted(candidates, key=lambda candidate: -candidate[0]):
+        if path.parent in refused:
+            continue
+        try:
+            claim(path.parent)
+        except UserError as error:
+            refused.add(path.parent)
+            report(f"passed over: {error}")
+            continue
         try:
             return path, load_checkpoint(path)
         except UserError as error:

@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 
 from gradfast.errors import UserError
 from gradfast.extras import require
-from gradfast.train.config import FIELDS, GROUPS, check_value, flag, read_yaml
+from gradfast.train.config import FIELDS, flag
+from gradfast.train.option import GROUPS
+from gradfast.train.settings import check_value, read_yaml
 
 DESCRIPTION = """\
 Train an image classifier with gradfast: every step measures the gradient's global norm, clips and updates in one

@@ -8,44 +8,16 @@ new setting is one field. A field ``batch_size`` is the flag ``--batch-size`` an
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.train import parse
-
-GROUPS = {
-    "data": "what to learn from",
-    "model": "what to train",
-    "optimisation": "how fast to move, and for how long",
-    "gradients": "what keeps a step from blowing up",
-    "machine": "where and how it runs",
-    "results": "what is written, and where",
-}
+from gradfast.train.option import choice, option, switch
 
 # The rate and the decay that suit an optimiser; SGD's come from the trials behind the default run.
 LEARNING_RATES = {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}
 WEIGHT_DECAYS = {"sgd": 1e-4, "adam": 0.0, "adamw": 0.05}
-
-
-def option(
-    default: Any, parse: Callable[[str], Any] | None, group: str, help: str, metavar: str = "", bare: str | None = None
-) -> Any:
-    """A field of the configuration.
-
-    Args:
-        parse: text to value; None for a switch.
-        bare: the value that the flag takes when it stands without one.
-    """
-    return dataclasses.field(
-        default=default, metadata={"parse": parse, "group": group, "help": help, "metavar": metavar, "bare": bare}
-    )
-
-
-def choice(default: str, group: str, help: str, *choices: str, bare: str | None = None) -> Any:
-    return option(default, parse.one_of(*choices), group, help, "{" + ",".join(choices) + "}", bare)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +68,13 @@ class TrainConfig:
         "per core, at most 8); the result does not depend on it",
         "N",
     )
-    strict: bool = option(
-        False, None, "data", "refuse the data if any image cannot be read, instead of skipping and counting it"
-    )
+    strict: bool = switch("data", "refuse the data if any image cannot be read, instead of skipping and counting it")
 
     model: str = option(
         "resnet50", parse.text, "model", "a classification model of torchvision, randomly initialised", "NAME"
     )
-    zero_init_residual: bool = option(
-        False, None, "model", "ResNets: start every residual block as the identity (last norm's weight 0)"
+    zero_init_residual: bool = switch(
+        "model", "ResNets: start every residual block as the identity (last norm's weight 0)"
     )
 
     epochs: int = option(7, parse.positive_int, "optimisation", "passes over the training images", "N")
@@ -188,9 +158,7 @@ class TrainConfig:
         "fp16",
         bare="bf16",
     )
-    channels_last: bool = option(
-        False, None, "machine", "store images and weights channels-last, often faster for convolutions"
-    )
+    channels_last: bool = switch("machine", "store images and weights channels-last, often faster for convolutions")
     seed: int = option(
         0, parse.seed, "machine", "fixes initial weights, split, order and augmentation; same seed, same run", "N"
     )
@@ -199,9 +167,24 @@ class TrainConfig:
         None,
         parse.text,
         "results",
-        "continue a run exactly where it stopped: its folder, a checkpoint, or auto for the newest run with a sound "
-        "checkpoint; flags given beside it override the saved settings",
+        "continue a run exactly where it stopped: its folder, a checkpoint, or auto for the newest sound checkpoint of "
+        "--output or of runs/; flags given beside it override the saved settings",
         "PATH|auto",
+    )
+    save_every_steps: int = option(
+        0,
+        parse.natural,
+        "results",
+        "also write last.pt after every so many optimiser steps, so that a power cut loses no more (default: after "
+        "epochs only)",
+        "N",
+    )
+    keep: int = option(
+        0,
+        parse.natural,
+        "results",
+        "keep the newest K checkpoints as step-N.pt too, for --resume auto to fall back on and for you to go back to",
+        "K",
     )
     output: str | None = option(
         None,
@@ -242,64 +225,3 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def check_value(name: str, value: Any, source: str) -> Any:
-    """The value of setting `name` as read from a flag (text) or a YAML file (any scalar).
-
-    Raises:
-        UserError: it is not a value of this setting; `source` says where it stood.
-    """
-    field = FIELDS[name]
-    if isinstance(value, (list, dict)):
-        raise UserError(f"{source}: expected one value, got {value!r}")
-    if field.metadata["parse"] is None:
-        if not isinstance(value, bool):
-            raise UserError(f"{source}: expected true or false, got {value!r}")
-        return value
-    if value is None and field.default is None:
-        return None
-    if isinstance(value, bool):  # YAML reads off and on as booleans
-        value = (field.metadata["bare"] or "on") if value else "off"
-    try:
-        return field.metadata["parse"](str(value))
-    except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
-
-
-def check_settings(settings: Mapping[Any, Any], source: str) -> dict[str, Any]:
-    """Check a mapping of YAML keys to values; unknown keys are refused with the nearest known one."""
-    checked = {}
-    for key, value in settings.items():
-        name = str(key).replace("-", "_")
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            raise UserError(f"{source}: unknown setting {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        checked[name] = check_value(name, value, f"{source}: {key}")
-    return checked
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The checked settings of a YAML file: a flat mapping from names to scalars."""
-    from gradfast.extras import first_line, require
-
-    yaml = require("yaml", "train", "-c")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {first_line(error)}") from None
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: expected lines of 'name: value'")
-    return check_settings(settings, str(path))
-
-
-def to_yaml(config: TrainConfig, heading: str) -> str:
-    """The settings as YAML that ``-c`` reads back, under comment lines."""
-    from gradfast.extras import require
-
-    comments = "".join(f"# {line}\n" for line in heading.splitlines())
-    return comments + require("yaml", "train", "config.yaml").safe_dump(config.to_dict(), sort_keys=False)

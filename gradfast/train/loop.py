@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from gradfast.train.data import Batch
+from gradfast.train.batches import Batch
 from gradfast.train.images import BadImage
 from gradfast.train.metrics import Confusion, Evaluation
 from gradfast.train.schedule import Schedule
@@ -44,7 +44,6 @@ def train_epoch(
         after_step: called with the number of batches done here; a true answer ends the epoch early.
     """
     learner.model.train()
-    skipped_before = learner.optimizer.skipped_steps - tally.skipped_steps
     seconds_before = tally.seconds
     start = time.perf_counter()
     done = 0
@@ -59,8 +58,6 @@ def train_epoch(
         done += len(group)
         if after_step(done):
             break
-    tally.drain()
-    tally.skipped_steps = learner.optimizer.skipped_steps - skipped_before
     tally.seconds = seconds_before + time.perf_counter() - start
 
 

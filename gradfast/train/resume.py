@@ -51,11 +51,17 @@ class Resumed:
             duplicate(best, folder / BEST)
 
 
-def find_resumed(settings: dict[str, Any], report: Callable[[str], None]) -> Resumed | None:
+def find_resumed(
+    settings: dict[str, Any], claim: Callable[[Path], None], report: Callable[[str], None]
+) -> Resumed | None:
     """The run that ``--resume`` means, or None where there is none to continue.
 
+    Args:
+        claim: called with the folder of a run that will be continued in place, before its checkpoint is read.
+
     Raises:
-        UserError: there is no sound checkpoint there, or a setting given now does not go with it.
+        UserError: there is no sound checkpoint there, another run is writing to its folder, or a setting given now
+            does not go with it.
     """
     wanted = settings.get("resume")
     if wanted is None:
@@ -63,17 +69,21 @@ def find_resumed(settings: dict[str, Any], report: Callable[[str], None]) -> Res
     given_output = Path(settings["output"]) if settings.get("output") else None
     if wanted == "auto":
         folders = [given_output] if given_output else (list(RUNS.iterdir()) if RUNS.is_dir() else [])
-        found = newest_checkpoint(folders, report)
+        found = newest_checkpoint(folders, claim, report)
         if found is None:
             report(f"--resume auto: no checkpoint in {given_output or RUNS}; starting a new run")
             return None
         path, state = found
+        output: Path | None = path.parent
     else:
         path = Path(wanted)
         path = path / LAST if path.is_dir() else path
+        # Another checkpoint than the last stands before results that its folder already has: it gets a new folder.
+        output = given_output or (path.parent if path.name == LAST else None)
+        if output is not None and output.is_dir() and output.samefile(path.parent):
+            output = path.parent
+            claim(output)
         state = load_checkpoint(path)
-    # Any other checkpoint than the last stands before results that its folder already has: it gets a folder of its own.
-    output = given_output or (path.parent if path.name == LAST else None)
     saved = {name: value for name, value in state["config"].items() if name in FIELDS}
     return Resumed(path, state, saved, output, find_changes(path, state, saved, settings))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradfast.errors import UserError
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.train.batches import Batch
 from gradfast.train.criterion import ClassificationLoss
-from gradfast.train.data import Batch
 
 # The customary statistics of natural photographs, for pixels in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -101,3 +101,11 @@ class Learner:
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         images = sum(len(batch.targets) for batch in batches)
         return StepResult(loss, self.optimizer.grad_norm, self.optimizer.clip_coef, images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training changes: the model, the optimiser's state and the loss scale."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }

@@ -20,7 +20,9 @@ from gradfast.train.checkpoint import (
     random_state,
     save_checkpoint,
     set_random_state,
+    step_name,
 )
+from gradfast.train.claim import Claims
 
 
 def state_of(value: float) -> dict[str, Any]:
@@ -139,10 +141,40 @@ def test_the_newest_sound_checkpoint_is_found(tmp_path: Path) -> None:
     (folders[2] / LAST).write_bytes(b"damaged")
     os.utime(folders[2] / LAST, (2000, 2000))
     said: list[str] = []
-    found = newest_checkpoint(folders, said.append)
+    found = newest_checkpoint(folders, lambda folder: None, said.append)
     assert found is not None and found[0] == folders[1] / LAST and float(found[1]["model"]["weight"][0]) == 1.0
     assert len(said) == 1 and str(folders[2]) in said[0]
-    assert newest_checkpoint([folders[3]], said.append) is None
+    assert newest_checkpoint([folders[3]], lambda folder: None, said.append) is None
+
+
+def test_folders_that_others_write_to_are_passed_over(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name, state_of(float(number)), is_best=True)
+        os.utime(tmp_path / name / LAST, (1000 + number, 1000 + number))
+    said: list[str] = []
+    with Claims() as own, Claims() as others:
+        others.take(tmp_path / "b")
+        found = newest_checkpoint([tmp_path / "a", tmp_path / "b"], own.take, said.append)
+    assert found is not None and found[0] == tmp_path / "a" / LAST
+    assert len(said) == 1 and "another gradfast train is writing to" in said[0]
+
+
+def test_older_checkpoints_are_kept_and_fallen_back_on(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save_checkpoint(tmp_path, state_of(float(step)), is_best=step == 5, step=step, keep=2)
+        os.utime(tmp_path / LAST, (1000 + step, 1000 + step))
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, BEST, step_name(15), step_name(20)}
+    assert value_in(tmp_path / step_name(15)) == 15.0 and value_in(tmp_path / step_name(20)) == 20.0
+    said: list[str] = []
+    for damaged, expected in ((LAST, step_name(20)), (step_name(20), step_name(15)), (step_name(15), BEST)):
+        (tmp_path / damaged).unlink()
+        (tmp_path / damaged).write_bytes(b"damaged")  # a new file: the links to the old one stay whole
+        found = newest_checkpoint([tmp_path], lambda folder: None, said.append)
+        assert found is not None and found[0].name == expected
+    # A run that went back does again what led to the files ahead of it, and leaves them until then.
+    save_checkpoint(tmp_path, state_of(8.0), is_best=False, step=8, keep=1)
+    assert {path.name for path in tmp_path.glob("step-*")} == {step_name(number) for number in (8, 15, 20)}
 
 
 def test_random_states_come_back() -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from gradfast.errors import UserError
 from gradfast.train.cli import build_parser, read_settings
-from gradfast.train.config import FIELDS, GROUPS, TrainConfig, check_value, flag, read_yaml, to_yaml
+from gradfast.train.config import FIELDS, TrainConfig, flag
+from gradfast.train.option import GROUPS
+from gradfast.train.settings import check_value, read_yaml, to_yaml
 
 pytest.importorskip("yaml")
 

@@ -20,8 +20,9 @@ from train.cases import write_images
 from gradfast.errors import UserError
 from gradfast.train import data as data_module
 from gradfast.train.augment import RightAngleRotation, build_augmentation, drawing_from, mix
+from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset, Key, collate
 from gradfast.train.config import TrainConfig
-from gradfast.train.data import BatchLoader, Data, EpochBatches, ImageDataset, Key, build_data, collate
+from gradfast.train.data import Data, build_data
 from gradfast.train.elpv import CLASSES, read_labels
 from gradfast.train.folder import list_folder
 from gradfast.train.images import BadImage, read_image, to_square, to_tensor

@@ -18,8 +18,8 @@ from train.cases import MODEL, arguments, read_rows, untimed, write_images
 
 from gradfast.cli import main
 from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.config import read_yaml
 from gradfast.train.history import SUMMARY_COLUMNS
+from gradfast.train.settings import read_yaml
 
 REQUIRED_COLUMNS = {
     *("epoch", "train_loss", "eval_loss", "eval_acc1", "eval_balanced_acc", "lr", "grad_norm", "grad_norm_max"),
@@ -153,9 +153,9 @@ def test_flags_in_company(photos: Path, in_tmp: Path, flags: tuple[object, ...])
 
 
 def test_accumulated_gradients_are_the_mean_of_their_batches() -> None:
+    from gradfast.train.batches import Batch
     from gradfast.train.config import TrainConfig
     from gradfast.train.criterion import ClassificationLoss
-    from gradfast.train.data import Batch
     from gradfast.train.optimizers import build_optimizer
     from gradfast.train.step import Learner
 

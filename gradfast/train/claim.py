@@ -1,0 +1,66 @@
+"""One run to a folder: a second one that would write there is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from gradfast.errors import UserError
+
+_held: set[int] = set()  # open folders of this process, each with its lock
+
+
+class Claims(contextlib.ExitStack):
+    """The run folders that this process alone writes to, until the block ends or the process does, however it ends.
+
+    The lock is flock(2) on the folder itself, so that it leaves no file behind and goes with the process, even by
+    ``kill -9``. Where the file system cannot lock (some network ones), folders are not guarded.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: set[Path] = set()
+
+    def take(self, folder: Path) -> None:
+        """Claim a folder that exists; to claim it again changes nothing.
+
+        Raises:
+            UserError: another run has claimed it.
+        """
+        folder = folder.resolve()
+        if folder in self._folders:
+            return
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"another gradfast train is writing to {folder}; wait for it, stop it, or choose another --output"
+                ) from None
+            return
+        self._folders.add(folder)
+        _held.add(handle)
+        self.callback(_release, handle)
+
+
+def _release(handle: int) -> None:
+    if handle in _held:  # not in a forked child, which let go of it at once
+        _held.remove(handle)
+        os.close(handle)
+
+
+def _forget() -> None:
+    """Let go of inherited handles: a worker that outlives its run for a moment must not hold the run's folder."""
+    for handle in list(_held):
+        _release(handle)
+
+
+os.register_at_fork(after_in_child=_forget)

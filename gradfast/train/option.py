@@ -1,0 +1,41 @@
+"""What a setting of a training run is: a dataclass field that knows its flag's group, parser and help text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from gradfast.train import parse
+
+GROUPS = {
+    "data": "what to learn from",
+    "model": "what to train",
+    "optimisation": "how fast to move, and for how long",
+    "gradients": "what keeps a step from blowing up",
+    "machine": "where and how it runs",
+    "results": "what is written, and where",
+}
+
+
+def option(
+    default: Any, parse: Callable[[str], Any] | None, group: str, help: str, metavar: str = "", bare: str | None = None
+) -> Any:
+    """A field of the configuration.
+
+    Args:
+        parse: text to value; None for a switch.
+        bare: the value that the flag takes when it stands without one.
+    """
+    return dataclasses.field(
+        default=default, metadata={"parse": parse, "group": group, "help": help, "metavar": metavar, "bare": bare}
+    )
+
+
+def choice(default: str, group: str, help: str, *choices: str, bare: str | None = None) -> Any:
+    return option(default, parse.one_of(*choices), group, help, "{" + ",".join(choices) + "}", bare)
+
+
+def switch(group: str, help: str) -> Any:
+    """A setting that is off unless its flag is given."""
+    return option(False, None, group, help)

@@ -1,0 +1,272 @@
+"""A training run from its first step, or the one it was stopped at, to its results."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradfast.errors import UserError
+from gradfast.extras import first_line
+from gradfast.files import atomic_write, remove_temporaries
+from gradfast.train.batches import is_dead_worker
+from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
+from gradfast.train.claim import Claims
+from gradfast.train.config import TrainConfig
+from gradfast.train.curves import draw_curves
+from gradfast.train.data import Data
+from gradfast.train.history import History, step_rows, summary_row
+from gradfast.train.images import BadImage
+from gradfast.train.interrupt import StopRequest
+from gradfast.train.loop import evaluate, train_epoch
+from gradfast.train.metrics import Evaluation
+from gradfast.train.optimizers import restore_optimizer
+from gradfast.train.output import check_output, make_output, run_name
+from gradfast.train.progress import Progress
+from gradfast.train.report import describe_epoch, describe_result, describe_setup
+from gradfast.train.resume import Resumed
+from gradfast.train.schedule import build_schedule
+from gradfast.train.settings import to_yaml
+from gradfast.train.step import Learner
+from gradfast.train.tally import Tally
+from gradfast.version import __version__
+
+REDRAW_SECONDS = 30.0  # the curves are drawn anew after an epoch if they are older than this, and at the end
+
+
+class Trainer:
+    """A run under way.
+
+    Attributes:
+        epoch: epochs that are complete.
+        batch: batches of the next epoch that are done; not 0 only after an interruption.
+        best: number (from 1) and balanced accuracy of the best epoch so far; the first of equals.
+    """
+
+    def __init__(self, config: TrainConfig, data: Data, learner: Learner, progress: Progress, claims: Claims) -> None:
+        self.config = config
+        self.data = data
+        self.learner = learner
+        self.progress = progress
+        self.claims = claims
+        self.train, self.evaluation = data.loaders(config, pin_memory=learner.device.type == "cuda")
+        self.steps_per_epoch = -(-len(self.train) // config.grad_accum)
+        self.schedule = build_schedule(config, self.steps_per_epoch)
+        self.epoch = 0
+        self.batch = 0
+        self.best = (0, -1.0)
+        self.tally = Tally()
+        self.stop = StopRequest()
+        self.late_bad: set[str] = set()  # files found unreadable while training
+        self._drawn = time.perf_counter()
+        self._saved = (0, 0)  # epochs and batches of the last checkpoint
+
+    # ---------------------------------------------------------------- from start to end
+
+    def go(self, output: Path | None, resumed: Resumed | None) -> int:
+        if resumed:
+            self.restore(resumed.state)
+        self.folder, made = make_output(output, run_name(self.config.model, self.config.data))
+        self.claims.take(self.folder)
+        if resumed is None or self.folder != resumed.folder:
+            check_output(self.folder)  # again: another run may have been quicker
+        self.history = History(self.folder)
+        try:
+            self.start_folder(resumed)
+        except UserError:
+            if made:
+                self.remove_folder()
+            raise
+        self.progress.say(describe_setup(self.config, self.learner, self.folder, resumed))
+        self.progress.begin_run(self.steps_left())
+        start = time.perf_counter()
+        try:
+            with self.stop:
+                while self.epoch < self.config.epochs:
+                    if not self.run_epoch():
+                        return self.interrupted()
+        except RuntimeError as error:
+            if not is_dead_worker(error):
+                raise
+            raise UserError(
+                f"epoch {self.epoch + 1}: a process that reads images died ({first_line(error)}); {self.saved}, and "
+                f"gradfast train --resume {self.folder} --workers {max(0, self.data.workers - 1)} goes on from there"
+            ) from error
+        finally:
+            self.train.close()
+            self.evaluation.close()
+        self.draw()
+        self.progress.close()
+        self.progress.say(
+            describe_result(self.history.summary, self.best, self.data, self.folder, time.perf_counter() - start)
+        )
+        return 0
+
+    def start_folder(self, resumed: Resumed | None) -> None:
+        """Put into the run folder what can be known before the first step; a full disk shows itself here."""
+        remove_temporaries(self.folder)  # of a run that was killed while it wrote
+        self.history.start(resumed.folder if resumed else None, self.epoch)
+        heading = f"gradfast {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
+        heading += "This run again: gradfast train -c config.yaml"
+        with atomic_write(self.folder / "config.yaml") as file:
+            file.write(to_yaml(self.config, heading).encode())
+        if self.data.bad:
+            with atomic_write(self.folder / "skipped_images.txt") as file:
+                file.write("".join(f"{bad.path}: {bad.reason}\n" for bad in self.data.bad).encode())
+        if resumed is None:
+            self.save(is_best=False)
+        elif self.folder != resumed.folder:
+            resumed.copy_best(self.folder)
+            self.save(is_best=False)
+
+    def remove_folder(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+        self.folder.rmdir()
+
+    # ---------------------------------------------------------------- one epoch
+
+    def run_epoch(self) -> bool:
+        """Train, evaluate, record and save one epoch; False where a signal asked to stop."""
+        number = self.epoch + 1
+        start = time.perf_counter() - self.tally.seconds
+        self.progress.begin_epoch(f"epoch {number}/{self.config.epochs}", len(self.train), self.batch)
+        self.train_rest_of_epoch()
+        if self.stop:
+            return False
+        if 0 < len(self.tally) == self.tally.skipped_steps:
+            raise UserError(
+                f"every step of epoch {number} was skipped for a NaN or infinite gradient: training has diverged; "
+                f"start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
+            )
+        self.progress.evaluating()
+        result = evaluate(
+            self.learner, self.evaluation.epoch(0), len(self.data.classes), self.note_bad, lambda: bool(self.stop)
+        )
+        if result is None:
+            return False
+        self.end_epoch(result, time.perf_counter() - start)
+        return True
+
+    def train_rest_of_epoch(self) -> None:
+        start = self.batch
+        skipped_before = self.learner.optimizer.skipped_steps - self.tally.skipped_steps
+
+        def account() -> None:
+            self.tally.drain()
+            self.tally.skipped_steps = self.learner.optimizer.skipped_steps - skipped_before
+
+        def after_step(done: int) -> bool:
+            self.batch = start + done
+            if self.progress.due():
+                self.tally.drain()
+                self.progress.update(self.batch, self.tally)
+            if self.config.save_every_steps and self.step_number() % self.config.save_every_steps == 0:
+                account()
+                self.save(is_best=False)
+            return bool(self.stop)
+
+        try:
+            train_epoch(
+                self.learner,
+                self.train.epoch(self.epoch, start),
+                self.schedule,
+                first_step=self.step_number(),
+                accumulate=self.config.grad_accum,
+                tally=self.tally,
+                on_bad=self.note_bad,
+                after_step=after_step,
+            )
+        except RuntimeError as error:
+            if self.config.nonfinite == "raise" and "gradfast:" in str(error):
+                raise UserError(
+                    f"epoch {self.epoch + 1}, batch {self.batch + 1}: {str(error).removeprefix('gradfast: ')}; "
+                    f"{self.saved}"
+                ) from error
+            raise
+        account()
+
+    def end_epoch(self, result: Evaluation, seconds: float) -> None:
+        row = summary_row(self.epoch + 1, self.tally, result, seconds)
+        steps = step_rows(self.epoch + 1, self.epoch * self.steps_per_epoch + 1, self.tally)
+        self.epoch += 1
+        self.batch = 0
+        self.tally = Tally()
+        is_best = row["eval_balanced_acc"] > self.best[1]
+        if is_best:
+            self.best = (self.epoch, row["eval_balanced_acc"])
+        self.history.add(row, steps)
+        self.save(is_best)
+        self.progress.say(describe_epoch(row, self.config.epochs, len(self.late_bad)))
+        if time.perf_counter() - self._drawn > REDRAW_SECONDS:
+            self.draw()
+
+    def step_number(self) -> int:
+        """Optimiser steps of the whole run that are done, as the schedule counts them."""
+        return self.epoch * self.steps_per_epoch + -(-self.batch // self.config.grad_accum)
+
+    def steps_left(self) -> int:
+        return self.config.epochs * self.steps_per_epoch - self.step_number()
+
+    def note_bad(self, bad: Iterable[BadImage]) -> None:
+        """Name each file once that turned out unreadable during training, or refuse it."""
+        for image in bad:
+            if self.config.strict:
+                raise UserError(f"--strict: {image.path} cannot be used ({image.reason}); the run is saved up to here")
+            if image.path not in self.late_bad:
+                self.late_bad.add(image.path)
+                self.progress.say(f"skipped {image.path}: {image.reason}")
+
+    # ---------------------------------------------------------------- state
+
+    def save(self, is_best: bool) -> None:
+        state = {
+            "version": __version__,
+            "config": self.config.to_dict(),
+            "classes": list(self.data.classes),
+            "fingerprint": self.data.fingerprint(),
+            **self.learner.state_dict(),
+            "position": {"epoch": self.epoch, "batch": self.batch, "tally": self.tally.state_dict()},
+            "best": {"epoch": self.best[0], "balanced_accuracy": self.best[1]},
+            "random": random_state(),
+        }
+        save_checkpoint(self.folder, state, is_best, self.step_number(), self.config.keep)
+        self._saved = (self.epoch, self.batch)
+
+    @property
+    def saved(self) -> str:
+        """Where the last checkpoint is, and of when."""
+        epochs, batches = self._saved
+        within = f" and {batches} batches" if batches else ""
+        return f"the last checkpoint is {self.folder / LAST}, after {epochs} epochs{within}"
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.learner.model.load_state_dict(state["model"])
+        restore_optimizer(self.learner.optimizer, state["optimizer"], self.config)
+        self.learner.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.batch = state["position"]["epoch"], state["position"]["batch"]
+        self.tally.load_state_dict(state["position"]["tally"])
+        self.best = (state["best"]["epoch"], state["best"]["balanced_accuracy"])
+        self._saved = (self.epoch, self.batch)
+        set_random_state(state["random"])
+
+    def interrupted(self) -> int:
+        self.save(is_best=False)
+        self.draw()
+        self.progress.close()
+        assert self.stop.signal is not None
+        self.progress.say(
+            f"stopped by {self.stop.signal.name} in epoch {self.epoch + 1}, after {self.batch} of {len(self.train)} "
+            f"batches; saved. Continue with: gradfast train --resume {self.folder}"
+        )
+        return self.stop.exit_code
+
+    def draw(self) -> None:
+        if self.history.summary:
+            title = run_name(self.config.model, self.config.data)
+            draw_curves(self.folder, self.history.summary, self.config.clip_grad, title)
+        self._drawn = time.perf_counter()
