@@ -67,7 +67,7 @@ def test_flags(photos: Path, refused: Refused, flags: list[str], message: str) -
 
 def test_commands(refused: Refused) -> None:
     refused(["trian"], r"there is no command 'trian'; did you mean train\?")
-    refused(["fly"], r"there is no command 'fly'; the commands are train, info")
+    refused(["fly"], r"there is no command 'fly'; the commands are train, ")
 
 
 # ---------------------------------------------------------------- data
