@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from gradfast.train.images import to_tensor
+
 # Share of the side that evaluation leaves out on each side when training cuts random parts: the customary 224 of 256.
 CROP_MARGIN = (1 - 224 / 256) / 2
 
@@ -45,8 +47,36 @@ class RightAngleRotation(nn.Module):
         return torch.rot90(image, int(torch.randint(4, ())), (-2, -1))
 
 
-def build_augmentation(name: str, size: int) -> Callable[[Any], Any]:
-    """The augmentation `name`; ``crop`` takes a whole PIL image, the others a square one or its tensor."""
+class AsTensor(nn.Module):
+    """[3, height, width] uint8 of a PIL image; a tensor as it is."""
+
+    def forward(self, image: Any) -> Tensor:
+        return image if isinstance(image, Tensor) else to_tensor(image)
+
+
+AUTOMATIC: dict[str, Callable[[], nn.Module]] = {
+    "trivial": v2.TrivialAugmentWide,  # Mueller and Hutter 2021
+    "rand": v2.RandAugment,  # Cubuk et al. 2020
+    "augmix": v2.AugMix,  # Hendrycks et al. 2020
+}
+
+
+def build_augmentation(name: str, size: int, automatic: str = "none", erase: float = 0.0) -> Callable[[Any], Any]:
+    """What is done to each training image; ``crop`` takes a whole PIL image, the others a square one or its tensor.
+
+    Args:
+        automatic: one of `AUTOMATIC`, after the augmentation `name`; or none.
+        erase: probability of a random rectangle of zeros, last of all (Zhong et al. 2020).
+    """
+    stages: list[Callable[[Any], Any]] = [build_geometry(name, size)]
+    if automatic != "none":
+        stages.append(AUTOMATIC[automatic]())
+    if erase > 0:
+        stages += [AsTensor(), v2.RandomErasing(p=erase)]
+    return stages[0] if len(stages) == 1 else v2.Compose(stages)
+
+
+def build_geometry(name: str, size: int) -> Callable[[Any], Any]:
     if name == "none":
         return nn.Identity()
     if name == "flip":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,12 @@ Key = tuple[int, int]  # (epoch, index into the data set)
 
 
 class Batch(NamedTuple):
-    """Images [n, 3, size, size] uint8, classes [n] int64, and the files that should have been in it."""
+    """Images [n, 3, size, size] uint8, classes [n] int64, files that should have been in it, and (epoch, number)."""
 
     images: Tensor
     targets: Tensor
     bad: list[BadImage]
+    number: tuple[int, int] = (0, 0)
 
 
 class ImageDataset(Dataset):
@@ -83,13 +84,23 @@ class EpochBatches(Sampler[list[Key]]):
 
     Set `epoch`, and `start` to pass over the first batches of a half-done epoch, before iterating. A last batch that
     is not full is left out of training where there are others, since batch normalisation is noisy on a few images.
+
+    Args:
+        balance: the class of each image, for epochs in which all classes come equally often: as many images, drawn with
+            replacement, each with a probability of 1 / (number of classes * images of its class).
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, training: bool) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, training: bool, balance: Sequence[int] | None = None
+    ) -> None:
         self.size = size
         self.batch_size = min(batch_size, size)
         self.seed = seed
         self.training = training
+        self.chances: Tensor | None = None
+        if balance is not None:
+            classes = torch.tensor(balance)
+            self.chances = 1.0 / torch.bincount(classes).double()[classes]
         self.epoch = 0
         self.start = 0
 
@@ -101,7 +112,10 @@ class EpochBatches(Sampler[list[Key]]):
         order = list(range(self.size))
         if self.training:
             generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-            order = torch.randperm(self.size, generator=generator).tolist()
+            if self.chances is None:
+                order = torch.randperm(self.size, generator=generator).tolist()
+            else:
+                order = torch.multinomial(self.chances, self.size, replacement=True, generator=generator).tolist()
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, index) for index in chosen]
@@ -154,7 +168,8 @@ class BatchLoader:
         self.batches.epoch = epoch
         self.batches.start = start
         self._iterator = iter(self.loader)
-        return self._iterator
+        for number, batch in enumerate(self._iterator, start=start):
+            yield batch._replace(number=(epoch, number))
 
     def close(self) -> None:
         """End the workers; there are no more epochs after this.

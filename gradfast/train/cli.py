@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from gradfast.errors import UserError
 from gradfast.extras import require
 from gradfast.train.config import FIELDS, flag
-from gradfast.train.option import GROUPS
+from gradfast.train.options.field import GROUPS
 from gradfast.train.settings import check_value, read_yaml
 
 DESCRIPTION = """\

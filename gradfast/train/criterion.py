@@ -34,7 +34,10 @@ class ClassificationLoss(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [n, K], targets [n] int64 -> 0-d loss."""
+        """logits [n, K], targets [n] int64 -> 0-d loss.
+
+        Targets may also be shares [n, K] of each class, as of mixed images; the sum is then divided by n.
+        """
         return functional.cross_entropy(logits.float(), targets, weight=self.weights, label_smoothing=self.smoothing)
 
     def sums(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

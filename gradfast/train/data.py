@@ -50,7 +50,8 @@ class Data:
 
     def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
         """(training, evaluation) loaders."""
-        train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True)
+        balance = self.train.listing.targets if config.sampler == "balanced" else None
+        train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True, balance=balance)
         evaluation = EpochBatches(len(self.evaluation), config.batch_size, config.seed, training=False)
         return (
             BatchLoader(self.train, train, self.workers, pin_memory),
@@ -94,7 +95,7 @@ def build_data(config: TrainConfig, report: Callable[[str], None]) -> Data:
             row = {path: index for index, path in enumerate(whole_listing.paths)}
             memory = [whole_memory[[row[path] for path in part.paths]] for part in parts]
         parts[1].require_every_class("the held-out part; raise --val-split or add images")
-    augmentation = build_augmentation(config.augment, config.img_size)
+    augmentation = build_augmentation(config.augment, config.img_size, config.auto_augment, config.random_erase)
     train = ImageDataset(parts[0], config.img_size, config.seed, augmentation, whole, margin, memory[0])
     evaluation = ImageDataset(parts[1], config.img_size, config.seed, margin=margin, memory=memory[1])
     return Data(train, evaluation, bad, choose_workers(config.workers, in_memory), in_memory)

@@ -66,14 +66,14 @@ def evaluate(
     learner: Learner, batches: Iterable[Batch], classes: int, on_bad: OnBad, stopped: Callable[[], bool]
 ) -> Evaluation | None:
     """Loss, accuracy and balanced accuracy over the held-out images; None where `stopped` said so on the way."""
-    learner.model.eval()
+    learner.measured.eval()
     confusion = Confusion(classes, learner.device)
     sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
     images = 0
     for batch in batches:
         on_bad(batch.bad)
         if len(batch.targets):
-            logits, targets = learner.forward(batch)
+            logits, targets = learner.forward(batch, training=False)
             sums += torch.stack(learner.criterion.sums(logits, targets)).double()
             confusion.add(logits, targets)
             images += len(targets)

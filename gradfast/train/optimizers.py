@@ -8,8 +8,16 @@ import torch
 from torch import nn
 
 import gradfast
+from gradfast.nn import param_groups
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.train.config import TrainConfig
+
+OPTIMISERS: dict[str, Any] = {
+    "sgd": gradfast.SGD,
+    "adam": gradfast.Adam,
+    "adamw": gradfast.AdamW,
+    "lion": gradfast.Lion,
+}
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> ClippedOptimizer:
@@ -17,22 +25,26 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> ClippedOptimizer:
 
     Clipping is the optimiser's own: it measures the norm, clips and updates in one pass.
     """
+    assert config.weight_decay is not None
     common: dict[str, Any] = {
         "lr": config.lr,
         "weight_decay": config.weight_decay,
+        "l1": config.l1,
         "max_norm": config.clip_grad,
         "nonfinite": config.nonfinite,
     }
-    named = list(model.named_parameters())
     if config.opt == "sgd":
-        return gradfast.SGD(named, momentum=config.momentum, **common)
-    return {"adam": gradfast.Adam, "adamw": gradfast.AdamW}[config.opt](named, **common)
+        common.update(momentum=config.momentum, nesterov=config.nesterov)
+    parameters: list[Any] = list(model.named_parameters())
+    if not config.norm_bias_decay:
+        parameters = param_groups(model, config.weight_decay, l1=config.l1)
+    return OPTIMISERS[config.opt](parameters, **common)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], config: TrainConfig) -> None:
-    """Load a saved state; the hyper-parameters are the configuration's, which a resumed run may have changed."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state; the hyper-parameters stay the optimiser's own, which a resumed run may have changed."""
+    kept = ("weight_decay", "l1", "momentum", "nesterov")
+    wanted = [{name: group[name] for name in kept if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
-        group["weight_decay"] = config.weight_decay
-        if config.opt == "sgd":
-            group["momentum"] = config.momentum
+    for group, mine in zip(optimizer.param_groups, wanted, strict=True):
+        group.update(mine)

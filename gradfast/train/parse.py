@@ -51,3 +51,14 @@ def clip_limit(value: str) -> float | None:
     if value.strip().lower() in ("off", "none"):
         return None
     return non_negative(value) or None
+
+
+def milestones(value: str) -> str:
+    """Epochs as rising whole numbers with commas between them, such as ``30,60,80``."""
+    try:
+        epochs = [int(part) for part in value.split(",")]
+    except ValueError:
+        epochs = []
+    if not epochs or epochs[0] < 1 or epochs != sorted(set(epochs)):
+        raise ValueError(f"expected rising whole numbers such as 30,60,80, got {value!r}")
+    return ",".join(map(str, epochs))

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from gradfast.files import remove_temporaries
+from gradfast.train.averaging import MovingAverage
 from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
 from gradfast.train.criterion import ClassificationLoss, balanced_weights
 from gradfast.train.curves import CURVES, draw_curves
 from gradfast.train.data import Data, build_data
 from gradfast.train.history import SUMMARY, read_csv
+from gradfast.train.mixing import build_mixing
 from gradfast.train.models import build_model
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
@@ -56,7 +58,7 @@ def run(settings: dict[str, Any]) -> int:
 def build_learner(config: TrainConfig, data: Data, device: torch.device) -> Learner:
     """The model, drawn from the seed, and what trains it."""
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(data.classes), config.img_size, config.zero_init_residual)
+    model = build_model(config, len(data.classes))
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=memory_format)
     weights = balanced_weights(data.train.listing.counts()) if config.class_weights == "balanced" else None
@@ -68,6 +70,8 @@ def build_learner(config: TrainConfig, data: Data, device: torch.device) -> Lear
         device=device,
         amp=AMP_TYPES[config.amp],
         memory_format=memory_format,
+        mixing=build_mixing(len(data.classes), config.mixup, config.cutmix, config.seed),
+        average=MovingAverage(model, config.model_ema_decay) if config.model_ema else None,
     )
 
 

@@ -7,6 +7,7 @@ the right step, and a run resumed with more epochs follows the longer curve from
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,14 @@ class Schedule:
     """rate(t) = lr * shape(t) for the steps t = 0 ... steps - 1.
 
     Attributes:
-        name: one-cycle, cosine, linear, step or constant.
+        name: one-cycle, cosine, linear, poly, step, multistep, plateau or constant.
         lr: peak rate.
         steps: optimiser steps of the whole run.
         warmup: steps over which the rate rises; 0 leaves one-cycle its 30 % and the others no rise.
-        decay_steps, decay_rate: for `step`, the factor and how often it applies.
+        decay_steps, decay_rate: for `step`, how often the factor applies, and the factor.
+        milestones: for `multistep`, the steps from which on the factor applies once more each.
+        power: for `poly`.
+        drops: for `plateau`, how often the factor applies now: see `count_drops`.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Schedule:
     warmup: int = 0
     decay_steps: int = 1
     decay_rate: float = 0.1
+    milestones: tuple[int, ...] = ()
+    power: float = 0.9
+    drops: int = 0
 
     def rate(self, step: int) -> float:
         return self.lr * self.shape(step)
@@ -56,6 +63,12 @@ class Schedule:
             return cosine_between(1.0, 0.0, progress)
         if self.name == "linear":
             return 1.0 - progress
+        if self.name == "poly":
+            return (1.0 - progress) ** self.power
+        if self.name == "multistep":
+            return self.decay_rate ** sum(step >= milestone for milestone in self.milestones)
+        if self.name == "plateau":
+            return self.decay_rate**self.drops
         if self.name == "step":
             return self.decay_rate ** (step // self.decay_steps)
         if self.name == "constant":
@@ -85,4 +98,23 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         warmup=round(config.warmup_epochs * steps_per_epoch),
         decay_steps=config.decay_epochs * steps_per_epoch,
         decay_rate=config.decay_rate,
+        milestones=tuple(int(epoch) * steps_per_epoch for epoch in config.decay_milestones.split(",")),
+        power=config.poly_power,
     )
+
+
+def count_drops(losses: Sequence[float], patience: int) -> int:
+    """How often the rate has dropped on a plateau, after epochs with these held-out losses.
+
+    It drops when more than `patience` epochs in a row have not brought the loss a ten-thousandth below the lowest one,
+    and then waits as long again: torch's ReduceLROnPlateau with its defaults.
+    """
+    lowest, waited, drops = math.inf, 0, 0
+    for loss in losses:
+        if loss < lowest * (1 - 1e-4):
+            lowest, waited = loss, 0
+        else:
+            waited += 1
+        if waited > patience:
+            drops, waited = drops + 1, 0
+    return drops

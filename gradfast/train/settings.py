@@ -20,12 +20,12 @@ def check_value(name: str, value: Any, source: str) -> Any:
     field = FIELDS[name]
     if isinstance(value, (list, dict)):
         raise UserError(f"{source}: expected one value, got {value!r}")
+    if value is None and field.default is None:
+        return None
     if field.metadata["parse"] is None:
         if not isinstance(value, bool):
             raise UserError(f"{source}: expected true or false, got {value!r}")
         return value
-    if value is None and field.default is None:
-        return None
     if isinstance(value, bool):  # YAML reads off and on as booleans
         value = (field.metadata["bare"] or "on") if value else "off"
     try:

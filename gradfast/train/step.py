@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from gradfast.errors import UserError
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.train.averaging import MovingAverage
 from gradfast.train.batches import Batch
 from gradfast.train.criterion import ClassificationLoss
+from gradfast.train.mixing import Mixing
+from gradfast.train.optimizers import restore_optimizer
 
 # The customary statistics of natural photographs, for pixels in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +56,8 @@ class Learner:
     Attributes:
         amp: type of the mixed-precision forward pass, or None.
         scaler: scales the loss under fp16, does nothing otherwise.
+        mixing: makes mixtures of a training batch's images, or None.
+        average: moving average of the model, which is the one that is measured, or None.
     """
 
     model: nn.Module
@@ -62,20 +67,29 @@ class Learner:
     device: torch.device
     amp: torch.dtype | None
     memory_format: torch.memory_format
+    mixing: Mixing | None = None
+    average: MovingAverage | None = None
 
     def __post_init__(self) -> None:
         shape = (1, 3, 1, 1)
         self.mean = torch.tensor(MEAN, device=self.device).mul(255).view(shape)
         self.deviation = torch.tensor(STANDARD_DEVIATION, device=self.device).mul(255).view(shape)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(logits [n, K], targets [n]) of a batch, on the device."""
+    @property
+    def measured(self) -> nn.Module:
+        """The model whose accuracy counts."""
+        return self.model if self.average is None else self.average.module
+
+    def forward(self, batch: Batch, training: bool) -> tuple[Tensor, Tensor]:
+        """(logits [n, K], targets [n], or shares [n, K] of mixed images) of a batch, on the device."""
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
         images = ((images.float() - self.mean) / self.deviation).contiguous(memory_format=self.memory_format)
+        if training and self.mixing is not None:
+            images, targets = self.mixing(images, targets, batch.number)
         context = torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
         with context:
-            return self.model(images), targets
+            return (self.model if training else self.measured)(images), targets
 
     def step(self, batches: list[Batch]) -> StepResult | None:
         """Average the gradients of some batches and update; None where they hold too few images to learn from.
@@ -89,7 +103,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for batch in batches:
-            loss = self.criterion(*self.forward(batch)) / len(batches)
+            loss = self.criterion(*self.forward(batch, training=True)) / len(batches)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         if self.scaler.is_enabled():
@@ -98,6 +112,8 @@ class Learner:
             self.scaler.unscale_(self.optimizer)
         self.optimizer.step()
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         images = sum(len(batch.targets) for batch in batches)
         return StepResult(loss, self.optimizer.grad_norm, self.optimizer.clip_coef, images)
@@ -108,4 +124,15 @@ class Learner:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-        }
+        } | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; an average that was not kept begins at the model."""
+        self.model.load_state_dict(state["model"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            if "average" in state:
+                self.average.load_state_dict(state["average"])
+            else:
+                self.average.module.load_state_dict(state["model"])

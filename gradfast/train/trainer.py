@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,11 @@ from gradfast.train.images import BadImage
 from gradfast.train.interrupt import StopRequest
 from gradfast.train.loop import evaluate, train_epoch
 from gradfast.train.metrics import Evaluation
-from gradfast.train.optimizers import restore_optimizer
 from gradfast.train.output import check_output, make_output, run_name
 from gradfast.train.progress import Progress
 from gradfast.train.report import describe_epoch, describe_result, describe_setup
 from gradfast.train.resume import Resumed
-from gradfast.train.schedule import build_schedule
+from gradfast.train.schedule import build_schedule, count_drops
 from gradfast.train.settings import to_yaml
 from gradfast.train.step import Learner
 from gradfast.train.tally import Tally
@@ -60,6 +60,7 @@ class Trainer:
         self.batch = 0
         self.best = (0, -1.0)
         self.tally = Tally()
+        self.losses: list[float] = []  # on the held-out images, an epoch each
         self.stop = StopRequest()
         self.late_bad: set[str] = set()  # files found unreadable while training
         self._drawn = time.perf_counter()
@@ -154,6 +155,7 @@ class Trainer:
 
     def train_rest_of_epoch(self) -> None:
         start = self.batch
+        self.schedule = replace(self.schedule, drops=count_drops(self.losses, self.config.patience))
         skipped_before = self.learner.optimizer.skipped_steps - self.tally.skipped_steps
 
         def account() -> None:
@@ -193,6 +195,7 @@ class Trainer:
     def end_epoch(self, result: Evaluation, seconds: float) -> None:
         row = summary_row(self.epoch + 1, self.tally, result, seconds)
         steps = step_rows(self.epoch + 1, self.epoch * self.steps_per_epoch + 1, self.tally)
+        self.losses.append(result.loss)
         self.epoch += 1
         self.batch = 0
         self.tally = Tally()
@@ -230,7 +233,12 @@ class Trainer:
             "classes": list(self.data.classes),
             "fingerprint": self.data.fingerprint(),
             **self.learner.state_dict(),
-            "position": {"epoch": self.epoch, "batch": self.batch, "tally": self.tally.state_dict()},
+            "position": {
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "tally": self.tally.state_dict(),
+                "losses": self.losses,
+            },
             "best": {"epoch": self.best[0], "balanced_accuracy": self.best[1]},
             "random": random_state(),
         }
@@ -245,11 +253,10 @@ class Trainer:
         return f"the last checkpoint is {self.folder / LAST}, after {epochs} epochs{within}"
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.learner.model.load_state_dict(state["model"])
-        restore_optimizer(self.learner.optimizer, state["optimizer"], self.config)
-        self.learner.scaler.load_state_dict(state["scaler"])
+        self.learner.load_state_dict(state)
         self.epoch, self.batch = state["position"]["epoch"], state["position"]["batch"]
         self.tally.load_state_dict(state["position"]["tally"])
+        self.losses = list(state["position"].get("losses", []))
         self.best = (state["best"]["epoch"], state["best"]["balanced_accuracy"])
         self._saved = (self.epoch, self.batch)
         set_random_state(state["random"])

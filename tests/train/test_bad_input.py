@@ -42,7 +42,7 @@ def writes() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--opt", "lion"], r"--opt: expected one of sgd, adam, adamw, got 'lion'"),
+        (["--opt", "lamb"], r"--opt: expected one of sgd, adam, adamw, lion, got 'lamb'"),
         (["--sched", "cosin"], r"--sched: expected one of one-cycle, cosine"),
         (["--epochs", "0"], r"--epochs: expected a whole number of at least 1, got '0'"),
         (["--lr", "fast"], r"--lr: expected a number of at least 0, got 'fast'"),

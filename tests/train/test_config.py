@@ -10,7 +10,7 @@ import pytest
 from gradfast.errors import UserError
 from gradfast.train.cli import build_parser, read_settings
 from gradfast.train.config import FIELDS, TrainConfig, flag
-from gradfast.train.option import GROUPS
+from gradfast.train.options.field import GROUPS
 from gradfast.train.settings import check_value, read_yaml, to_yaml
 
 pytest.importorskip("yaml")
@@ -59,7 +59,7 @@ def test_what_is_saved_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimiser", "lr", "decay"), [("sgd", 0.02, 1e-4), ("adam", 1e-3, 0.0), ("adamw", 1e-3, 0.05)]
+    ("optimiser", "lr", "decay"), [("sgd", 0.05, 1e-4), ("adam", 1e-3, 0.0), ("adamw", 1e-3, 0.05), ("lion", 1e-4, 0.5)]
 )
 def test_rate_and_decay_suit_the_optimiser(optimiser: str, lr: float, decay: float) -> None:
     config = TrainConfig(opt=optimiser).resolve()
@@ -77,7 +77,8 @@ def test_rate_and_decay_suit_the_optimiser(optimiser: str, lr: float, decay: flo
         ("strict: 3", r"strict: expected true or false, got 3"),
         ("epochs: [1, 2]", r"epochs: expected one value"),
         ("epochs: null", r"epochs: expected a whole number of at least 1, got 'None'"),
-        ("opt: lion", r"opt: expected one of sgd, adam, adamw, got 'lion'"),
+        ("opt: lamb", r"opt: expected one of sgd, adam, adamw, lion, got 'lamb'"),
+        ("decay_milestones: 9,3", r"decay_milestones: expected rising whole numbers such as 30,60,80, got '9,3'"),
         ("- 1\n- 2", r"expected lines of 'name: value'"),
         ("a: [", r"is not YAML"),
     ],

@@ -108,6 +108,23 @@ def test_stopped_within_accumulated_steps(photos: Path, in_tmp: Path, monkeypatc
     assert_same_run(Path("run"), Path("undisturbed"))
 
 
+def test_averages_mixtures_and_plateaus_go_on_as_well(
+    photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--model-ema", "--mixup", 0.4, "--cutmix", 1, "--random-erase", 0.3, "--auto-augment", "rand"]
+    flags += ["--sampler", "balanced", "--sched", "plateau", "--patience", 0, "--decay-rate", 0.5, "--epochs", 3]
+    command = arguments(photos, *flags)
+    assert main([*command, "--output", "undisturbed"]) == 0
+    with monkeypatch.context() as stopped:
+        stop_after(stopped, 8, signal.SIGINT)
+        assert main([*command, "--output", "run"]) == 130
+    assert main(["train", "--resume", "run", "--workers", "1", "--cache", "off"]) == 0
+    assert_same_run(Path("run"), Path("undisturbed"))
+    a, b = (load_checkpoint(Path(name))["average"] for name in ("run", "undisturbed"))
+    assert a["updates"] == b["updates"] == 15
+    assert all(torch.equal(a["module"][key], b["module"][key]) for key in a["module"])
+
+
 def test_killed_at_once(whole: Path, photos: Path, in_tmp: Path) -> None:
     command = [sys.executable, "-m", "gradfast", *arguments(photos, "--epochs", EPOCHS, "--output", "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""What a setting of a training run is: a dataclass field that knows its flag's group, parser and help text."""
+"""What a setting is: a dataclass field that knows its flag's group, parser and help text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ GROUPS = {
     "data": "what to learn from",
     "model": "what to train",
     "optimisation": "how fast to move, and for how long",
+    "regularisation": "what keeps the model from learning the images by heart",
     "gradients": "what keeps a step from blowing up",
     "machine": "where and how it runs",
     "results": "what is written, and where",
@@ -32,10 +33,10 @@ def option(
     )
 
 
-def choice(default: str, group: str, help: str, *choices: str, bare: str | None = None) -> Any:
+def choice(default: str | None, group: str, help: str, *choices: str, bare: str | None = None) -> Any:
     return option(default, parse.one_of(*choices), group, help, "{" + ",".join(choices) + "}", bare)
 
 
-def switch(group: str, help: str) -> Any:
-    """A setting that is off unless its flag is given."""
-    return option(False, None, group, help)
+def switch(group: str, help: str, default: bool | None = False) -> Any:
+    """A setting with two flags, --name and --no-name."""
+    return option(default, None, group, help)

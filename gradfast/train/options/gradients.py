@@ -1,0 +1,30 @@
+"""What keeps a step from blowing up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gradfast.train import parse
+from gradfast.train.options.field import choice, option
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientsOptions:
+    """The settings of the group `gradients`."""
+
+    clip_grad: float | None = option(
+        1.0,
+        parse.clip_limit,
+        "gradients",
+        "scale gradients whose global norm is above this down to it, within the optimiser's pass; 0 or off: never",
+        "NORM",
+    )
+    nonfinite: str = choice(
+        "skip",
+        "gradients",
+        "on a NaN or infinite gradient: skip the step and count it, propagate it into the weights as torch does, or "
+        "raise an error that names the layer",
+        "skip",
+        "propagate",
+        "raise",
+    )

@@ -1,0 +1,47 @@
+"""What is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gradfast.train import parse
+from gradfast.train.options.field import choice, option, switch
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The settings of the group `model`."""
+
+    model: str = option("resnet50", parse.text, "model", "a classification model of torchvision", "NAME")
+    weights: str | None = option(
+        None,
+        parse.text,
+        "model",
+        "begin with the weights of this file (of torch.save) where names and shapes fit, instead of at random; a "
+        "classifier for other classes is drawn anew",
+        "FILE",
+    )
+    init: str | None = option(
+        None,
+        parse.one_of("kaiming", "xavier", "orthogonal", "fixup", "gpt2"),
+        "model",
+        "draw the weights by gradfast.nn.init_model, with the gain of the activation that follows each layer "
+        "(default: the model's own way)",
+        "{kaiming,xavier,orthogonal,fixup,gpt2}",
+    )
+    zero_init_residual: bool | None = switch(
+        "model",
+        "start every residual block as the identity, by a zero weight in its last norm: gradients of 5 instead of 200 "
+        "(default: for ResNets without --init)",
+        default=None,
+    )
+    activation: str | None = option(
+        None, parse.text, "model", "relu, gelu, silu, elu ... instead of the model's own activations", "NAME"
+    )
+    norm: str = choice(
+        "batch",
+        "model",
+        "normalisation: the model's own (batch), or none, a scale and a shift in its place (with --init fixup)",
+        "batch",
+        "none",
+    )

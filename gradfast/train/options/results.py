@@ -1,0 +1,44 @@
+"""What a run writes, and what it goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gradfast.train import parse
+from gradfast.train.options.field import option
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultsOptions:
+    """The settings of the group `results`."""
+
+    resume: str | None = option(
+        None,
+        parse.text,
+        "results",
+        "continue a run exactly where it stopped: its folder, a checkpoint, or auto for the newest sound checkpoint of "
+        "--output or of runs/; flags given beside it override the saved settings",
+        "PATH|auto",
+    )
+    save_every_steps: int = option(
+        0,
+        parse.natural,
+        "results",
+        "also write last.pt after every so many optimiser steps, so that a power cut loses no more (default: after "
+        "epochs only)",
+        "N",
+    )
+    keep: int = option(
+        0,
+        parse.natural,
+        "results",
+        "keep the newest K checkpoints as step-N.pt too, for --resume auto to fall back on and for you to go back to",
+        "K",
+    )
+    output: str | None = option(
+        None,
+        parse.text,
+        "results",
+        "folder for the results; must not exist or be empty (default: runs/MODEL-DATA-N, a new one)",
+        "FOLDER",
+    )
