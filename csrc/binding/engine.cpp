@@ -100,7 +100,7 @@ std::vector<int> Engine::prepare(const py::dict& state, const StepSettings& sett
   if (!members_.refresh(state, groups_.settings())) {
     std::vector<int> missing = members_.bind(state, groups_.settings());
     if (!missing.empty()) return missing;
-    fill_slots();
+    fill_slots(settings);
   }
   // A process that holds nothing still decides with the others, by their sum: it skips, counts and raises as they do.
   if (parts_.empty()) part_on(members_.size() == 0 ? at::Device(at::kCPU) : members_[0].parameter().device());
@@ -116,7 +116,7 @@ Engine::Part& Engine::part_on(at::Device device) {
   return parts_.back();
 }
 
-void Engine::fill_slots() {
+void Engine::fill_slots(const StepSettings& settings) {
   for (Part& part : parts_) {
     part.previous.swap(part.problem.slots);
     part.problem.slots.clear();
@@ -127,7 +127,9 @@ void Engine::fill_slots() {
     const Member& member = members_[i];
     if (!member.active) continue;
     Part& part = part_on(member.parameter().device());
-    add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem);
+    const Precision precision{member.has_master, settings.parameters_by_chance, settings.states_by_chance};
+    add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem, precision);
+    part.problem.slots.back().number = static_cast<std::uint32_t>(i);
     part.members.push_back(static_cast<int>(i));
   }
   for (Part& part : parts_) {
@@ -147,6 +149,7 @@ void Engine::apply(const StepSettings& settings) {
     part.problem.clip.max_norm = settings.max_norm;
     part.problem.clip.nonfinite = settings.propagate ? NonFinite::propagate : NonFinite::skip;
     part.problem.loss_scale = address(part.loss_scale);
+    part.problem.rounding_seed = settings.rounding_seed;
     part.problem.found_infinite = address(part.found_infinite);
   }
 }

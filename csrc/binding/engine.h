@@ -70,7 +70,7 @@ class Engine {
 
   std::vector<int> prepare(const pybind11::dict& state, const StepSettings& settings);
   Part& part_on(at::Device device);
-  void fill_slots();
+  void fill_slots(const StepSettings& settings);
   void apply(const StepSettings& settings);
   static void run(Part& part, Phase phase, const at::Tensor& total);
   void measure_parts();

@@ -1,11 +1,14 @@
 #include "binding/members.h"
 
+#include <ATen/ops/eq.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/where.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 
 #include "binding/local_part.h"
+#include "binding/rule_names.h"
 #include "binding/slots.h"
 
 namespace gradfast {
@@ -21,13 +24,27 @@ at::Tensor tensor_at(PyObject* entries, const char* key) {
 
 // False where a tensor was given other data since its states were bound: `parameter.data = ...`, `model.half()`.
 bool fits(const at::Tensor& parameter, const at::Tensor& state) {
-  return state.sizes() == parameter.sizes() && state.scalar_type() == parameter.scalar_type() &&
+  return state.sizes() == parameter.sizes() && go_together(state.scalar_type(), parameter.scalar_type()) &&
          state.device() == parameter.device();
 }
 
 // True for a step count that lies where the parameter's device can read it.
 bool counts_for(const at::Tensor& parameter, const at::Tensor& step) {
   return step.scalar_type() == at::kFloat && step.numel() == 1 && step.device() == parameter.device();
+}
+
+std::int64_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<std::int64_t>(tensor._version());
+}
+
+// Somebody may have written into a parameter that has a master: loaded weights, say. What they wrote counts; where the
+// parameter is still the rounded master, the master keeps its digits.
+void take_over(Member& member) {
+  const at::Tensor& parameter = member.parameter();
+  if (member.version == version_of(parameter)) return;
+  at::Tensor& master = member.arrays[kParameter];
+  master.copy_(at::where(at::eq(master.to(parameter.scalar_type()), parameter), master, parameter.to(at::kFloat)));
+  member.version = version_of(parameter);
 }
 
 }  // namespace
@@ -51,7 +68,11 @@ std::vector<int> Members::bind(const py::dict& state, const std::vector<GroupSet
     rebind = true;
   }
   rebind |= !same_rules(groups);
-  return rebind ? bind_states(state, groups) : std::vector<int>{};
+  std::vector<int> missing = rebind ? bind_states(state, groups) : std::vector<int>{};
+  for (Member& member : members_) {
+    if (member.has_master && member.active && missing.empty()) take_over(member);
+  }
+  return missing;
 }
 
 bool Members::same_rules(const std::vector<GroupSettings>& groups) const {
@@ -74,6 +95,7 @@ bool Members::refresh(const py::dict& state, const std::vector<GroupSettings>& g
 bool Members::refresh_member(Member& member, const at::Tensor& gradient) {
   const at::Tensor& parameter = member.parameter();
   if (parameter.numel() != member.elements || !parameter.is_non_overlapping_and_dense()) return false;
+  if (member.has_master && member.version != version_of(parameter)) return false;
   if (!same_order(gradient, parameter) || !member.kinds[kGradient].describes(gradient)) return false;
   member.slot->arrays[kGradient] = member.kinds[kGradient].address(gradient);
   for (std::size_t a = 0; a < member.arrays.size(); ++a) {
@@ -112,8 +134,8 @@ at::Tensor Members::take_parts(Member* member, const at::Tensor& gradient, bool*
   TORCH_CHECK_TYPE(is_sharded(gradient), "gradfast: '", member->name,
                    "' is a DTensor and its gradient is a plain tensor; make it one with DTensor.from_local");
   at::Tensor part = local_part(member->whole);
-  if (!part.is_same(member->arrays[kParameter])) {
-    member->arrays[kParameter] = std::move(part);
+  if (!part.is_same(member->parameter())) {
+    member->parameter() = std::move(part);
     *differs = true;
   }
   return local_part(gradient);
@@ -135,7 +157,9 @@ bool Members::take_gradients() {
     const at::Tensor& parameter = member.parameter();
     check_match(parameter, gradient, "the gradient", member.name);
     if (!parameter.is_non_overlapping_and_dense()) check_tensor(parameter, "the data", member.name, true);
-    for (std::size_t a = kFirstState; a < member.arrays.size(); ++a) differs |= !fits(parameter, member.arrays[a]);
+    for (std::size_t a = 0; a < member.arrays.size(); ++a) {
+      if (a != kGradient) differs |= !fits(parameter, member.arrays[a]);
+    }
     differs |= member.step.defined() && !counts_for(parameter, member.step);
     const bool lazy = gradient.is_conj() || gradient.is_neg();
     member.arrays[kGradient] = lazy ? gradient.resolve_conj().resolve_neg() : gradient;
@@ -162,33 +186,40 @@ std::vector<int> Members::bind_states(const py::dict& state, const std::vector<G
 }
 
 bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings& settings) {
-  check_tensor(member.parameter(), "the data", member.name, true);
+  const at::Tensor parameter = member.parameter();
+  check_tensor(parameter, "the data", member.name, true);
   const std::vector<std::string>& keys = std::get<2>(settings);
+  const auto rule_states = static_cast<std::size_t>(rule_info(Rules{}, rule_index(std::get<0>(settings))).states);
+  const bool has_master = keys.size() > rule_states && is_narrow(parameter.scalar_type());
   std::vector<at::Tensor> states;
-  for (const std::string& key : keys) {
-    at::Tensor state = entries == nullptr ? at::Tensor() : tensor_at(entries, key.c_str());
+  for (std::size_t k = 0; k < rule_states + has_master; ++k) {
+    at::Tensor state = entries == nullptr ? at::Tensor() : tensor_at(entries, keys[k].c_str());
     if (!state.defined()) return false;
     if (member.sharded && is_sharded(state)) state = local_part(state);
     check_tensor(state, "the state", member.name, true);
-    check_match(member.parameter(), state, ("the state " + key).c_str(), member.name);
+    check_match(parameter, state, ("the state " + keys[k]).c_str(), member.name);
     states.push_back(std::move(state));
   }
-  const bool bound = member.arrays.size() > kFirstState;
-  const bool loaded = !states.empty() && !(bound && member.arrays[kFirstState].is_same(states[0]));
+  if (has_master && states.back().scalar_type() != at::kFloat) return false;
+  const bool bound = rule_states > 0 && member.arrays.size() > kFirstState;
+  const bool loaded = rule_states > 0 && !(bound && member.arrays[kFirstState].is_same(states[0]));
   at::Tensor step = entries == nullptr ? at::Tensor() : tensor_at(entries, "step");
   if (!step.defined()) {
-    if (std::get<0>(settings).rfind("adam", 0) == 0) return false;
-    if (!member.updates.defined() || loaded || member.updates.device() != member.parameter().device()) {
+    if (std::get<4>(settings)) return false;
+    if (!member.updates.defined() || loaded || member.updates.device() != parameter.device()) {
       // A state that was there before this engine saw it has had its first update.
-      const auto options = at::TensorOptions().dtype(at::kFloat).device(member.parameter().device());
+      const auto options = at::TensorOptions().dtype(at::kFloat).device(parameter.device());
       member.updates = at::full({}, member.fresh ? 0.0 : 1.0, options);
       member.fresh = false;
     }
     step = member.updates;
   }
-  if (!counts_for(member.parameter(), step)) return false;
-  member.arrays.resize(kFirstState);
-  member.arrays.insert(member.arrays.end(), states.begin(), states.end());
+  if (!counts_for(parameter, step)) return false;
+  member.arrays = {has_master ? states.back() : parameter, member.arrays[kGradient]};
+  member.arrays.insert(member.arrays.end(), states.begin(), states.begin() + static_cast<std::ptrdiff_t>(rule_states));
+  if (has_master) member.arrays.push_back(parameter);
+  member.has_master = has_master;
+  member.version = -1;
   member.step = std::move(step);
   return true;
 }
@@ -213,6 +244,7 @@ void Members::finish_step() {
       if (a != kGradient) bump_version(member.arrays[a]);
     }
     if (member.sharded) bump_version(member.whole);
+    if (member.has_master) member.version = version_of(member.parameter());
     if (member.arrays[kGradient].defined()) member.arrays[kGradient].reset();
   }
 }

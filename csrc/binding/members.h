@@ -15,11 +15,15 @@
 namespace gradfast {
 
 struct Member {  // one parameter
-  const at::Tensor& parameter() const { return arrays[kParameter]; }
+  // The tensor that the model sees.
+  const at::Tensor& parameter() const { return has_master ? arrays.back() : arrays[kParameter]; }
+  at::Tensor& parameter() { return has_master ? arrays.back() : arrays[kParameter]; }
 
   at::Tensor whole;                // as the optimiser has it: a DTensor, or the same as parameter()
   bool sharded = false;            // a DTensor: the arrays are the parts of it that this rank holds
-  std::vector<at::Tensor> arrays;  // parameter, gradient of this step, states
+  std::vector<at::Tensor> arrays;  // as in Slot: parameter or its fp32 master, gradient of this step, states, copy
+  bool has_master = false;
+  std::int64_t version = -1;  // of a parameter with a master, when the master was last known to agree with it
   int group;
   std::string name;
   at::Tensor step;      // 0-d float: the state's own "step", or `updates`

@@ -20,7 +20,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_readwrite("norm_type", &StepSettings::norm_type)
       .def_readwrite("propagate", &StepSettings::propagate)
       .def_readwrite("loss_scale", &StepSettings::loss_scale)
-      .def_readwrite("found_infinite", &StepSettings::found_infinite);
+      .def_readwrite("found_infinite", &StepSettings::found_infinite)
+      .def_readwrite("parameters_by_chance", &StepSettings::parameters_by_chance)
+      .def_readwrite("states_by_chance", &StepSettings::states_by_chance)
+      .def_readwrite("rounding_seed", &StepSettings::rounding_seed);
 
   py::class_<Engine>(module, "Engine")
       .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),

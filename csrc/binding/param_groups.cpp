@@ -13,12 +13,13 @@ namespace {
 namespace py = pybind11;
 
 Group group_of(const GroupSettings& settings) {
-  const auto& [rule, values, keys, lr] = settings;
+  const auto& [rule, values, keys, lr, counted] = settings;
   Group group;
   group.rule = rule_index(rule);
   const RuleInfo info = rule_info(Rules{}, group.rule);
   TORCH_CHECK_VALUE(
-      static_cast<int>(values.size()) == info.hyperparameters && static_cast<int>(keys.size()) == info.states,
+      static_cast<int>(values.size()) == info.hyperparameters &&
+          (static_cast<int>(keys.size()) == info.states || static_cast<int>(keys.size()) == info.states + 1),
       "gradfast: rule '", rule, "' takes ", info.hyperparameters, " hyper-parameters and ", info.states,
       " states, got ", values.size(), " and ", keys.size());
   std::copy(values.begin(), values.end(), group.values.value);

@@ -18,8 +18,10 @@
 namespace gradfast {
 
 // One parameter group of one step: rule, hyper-parameters in the rule's order, names of its states, and the learning
-// rate as a tensor where it lives on the device.
-using GroupSettings = std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>>;
+// rate as a tensor where it lives on the device. One name more than the rule has states is that of the fp32 masters of
+// 16-bit parameters. Last, whether the state must hold a count of updates, "step".
+using GroupSettings =
+    std::tuple<std::string, std::vector<double>, std::vector<std::string>, std::optional<at::Tensor>, bool>;
 
 class ParamGroups {
  public:

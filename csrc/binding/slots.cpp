@@ -29,13 +29,6 @@ bool dtype_of(const at::Tensor& tensor, DType* dtype) {
   }
 }
 
-bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
-
-// True for dtypes that one tensor's arrays may have beside each other: those that are computed in fp32.
-bool go_together(at::ScalarType a, at::ScalarType b) {
-  return a == b || ((a == at::kFloat || is_narrow(a)) && (b == at::kFloat || is_narrow(b)));
-}
-
 Format format_of(const at::Tensor& tensor, bool by_chance) {
   switch (tensor.scalar_type()) {
     case at::kHalf:
@@ -47,7 +40,7 @@ Format format_of(const at::Tensor& tensor, bool by_chance) {
   }
 }
 
-// The formats of a slot's arrays, a master first. True if the slot is mixed.
+// The formats of a slot's arrays. True if the slot is mixed.
 bool find_formats(const std::vector<at::Tensor>& arrays, const Precision& precision, Formats* formats) {
   const at::ScalarType dtype = arrays.front().scalar_type();
   if (dtype != at::kFloat && !is_narrow(dtype)) return false;
@@ -89,6 +82,12 @@ Layout layout_of(const std::vector<at::Tensor>& arrays, const std::string& name)
 
 }  // namespace
 
+bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+bool go_together(at::ScalarType a, at::ScalarType b) {
+  return a == b || ((a == at::kFloat || is_narrow(a)) && (b == at::kFloat || is_narrow(b)));
+}
+
 void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written) {
   TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == at::kStrided, "gradfast: ", what, " of '", name, "' is sparse (",
                               tensor.layout(),
@@ -117,22 +116,16 @@ void check_match(const at::Tensor& parameter, const at::Tensor& other, const cha
 
 void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
               const Precision& precision) {
-  std::vector<at::Tensor> ordered;  // only where a master changes places with its parameter
-  if (precision.has_master) {
-    ordered = arrays;
-    std::swap(ordered.front(), ordered.back());
-  }
-  const std::vector<at::Tensor>& in_order = precision.has_master ? ordered : arrays;
   Slot slot;
   dtype_of(arrays[kGradient], &slot.dtype);
-  slot.mixed = find_formats(in_order, precision, &slot.formats);
+  slot.mixed = find_formats(arrays, precision, &slot.formats);
   slot.elements = arrays.front().numel() * (arrays.front().is_complex() ? 2 : 1);
   slot.group = group;
   slot.step = step;
-  for (std::size_t a = 0; a < in_order.size(); ++a) slot.arrays[a] = in_order[a].data_ptr();
-  if (!share_memory_order(in_order) && slot.elements > 1) {
+  for (std::size_t a = 0; a < arrays.size(); ++a) slot.arrays[a] = arrays[a].data_ptr();
+  if (!share_memory_order(arrays) && slot.elements > 1) {
     slot.layout = static_cast<std::int32_t>(problem->layouts.size());
-    problem->layouts.push_back(layout_of(in_order, name));
+    problem->layouts.push_back(layout_of(arrays, name));
   }
   problem->slots.push_back(slot);
 }

@@ -14,19 +14,23 @@ namespace gradfast {
 // elements that share memory when `written`. `what` and `name` begin the message: "the gradient of 'fc.weight'".
 void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written);
 
-// Refuses a gradient or state whose shape or device is not the parameter's, or whose dtype does not go with it: fp32,
-// bf16 and fp16 go together, everything else only with itself.
+bool is_narrow(at::ScalarType dtype);  // fp16 or bf16
+
+// True for dtypes that one tensor's arrays may have beside each other: those that are computed in fp32, or the same.
+bool go_together(at::ScalarType a, at::ScalarType b);
+
+// Refuses a gradient or state whose shape or device is not the parameter's, or whose dtype does not go with it.
 void check_match(const at::Tensor& parameter, const at::Tensor& other, const char* what, const std::string& name);
 
 // How a parameter is kept and rounded.
 struct Precision {
-  bool has_master = false;           // the last of its arrays is its fp32 master
+  bool has_master = false;           // the first of its arrays is its fp32 master, the last the parameter itself
   bool parameter_by_chance = false;  // a 16-bit parameter without a master is rounded by chance
   bool states_by_chance = false;     // 16-bit states are
 };
 
-// Appends the slot of one parameter. `arrays`: parameter, gradient, states and perhaps a master, all of one shape. A
-// Layout is appended to `problem` where memory order would not pair the right elements.
+// Appends the slot of one parameter. `arrays`: as in Slot, all of one shape. A Layout is appended to `problem` where
+// memory order would not pair the right elements.
 void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
               const Precision& precision = {});
 

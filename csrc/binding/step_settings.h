@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cmath>
+#include <cstdint>
 #include <optional>
 
 namespace gradfast {
@@ -17,6 +18,11 @@ struct StepSettings {
   // `found_infinite` asks to skip. Read on the device where they live, and copied to the others.
   std::optional<at::Tensor> loss_scale;
   std::optional<at::Tensor> found_infinite;
+
+  // What is rounded by chance: 16-bit parameters without a master, 16-bit states. Not to be changed between steps.
+  bool parameters_by_chance = false;
+  bool states_by_chance = false;
+  std::uint64_t rounding_seed = 0;
 };
 
 }  // namespace gradfast

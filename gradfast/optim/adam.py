@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class _Adam(ClippedOptimizer):
             group["maximize"],
         ]
         if group["amsgrad"]:
-            return RuleSettings("adam_amsgrad", values, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], lr_on_device)
-        return RuleSettings("adam", values, ["exp_avg", "exp_avg_sq"], lr_on_device)
+            return RuleSettings("adam_amsgrad", values, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], lr_on_device, True)
+        return RuleSettings("adam", values, ["exp_avg", "exp_avg_sq"], lr_on_device, True)
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
@@ -81,6 +82,10 @@ class Adam(_Adam, torch.optim.Adam):
         l1: float = 0.0,
         nonfinite: str = "skip",
         process_group: ProcessGroup | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -95,6 +100,7 @@ class Adam(_Adam, torch.optim.Adam):
             decoupled_weight_decay=decoupled_weight_decay,
         )
         self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
 
 class AdamW(_Adam, torch.optim.AdamW):
@@ -130,8 +136,13 @@ class AdamW(_Adam, torch.optim.AdamW):
         l1: float = 0.0,
         nonfinite: str = "skip",
         process_group: ProcessGroup | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
         )
         self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)

@@ -15,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from gradfast._load import native
 from gradfast.optim import states
 from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1
+from gradfast.optim.precision import Precision
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
 from gradfast.optim.scaling import apply_scaling
@@ -46,12 +47,14 @@ class ClippedOptimizer(StepReport, Optimizer):
         process_group: the ranks that hold other parameters of the same model, such as the stages of a pipeline: the
             norm is over the gradients of all of them, and each must step. DTensor parameters need none for their mesh.
             Plain parameters of which each of these ranks holds a copy go in a group with `"replicated": True`.
+        master_weights, stochastic_rounding, state_dtype, rounding_seed: see `Precision`.
     """
 
     max_norm: float | None
     norm_type: float
     nonfinite: str
     process_group: ProcessGroup | None = None
+    precision = Precision()
 
     # Tells a GradScaler that the step unscales and skips by itself: see gradfast.optim.scaling.
     _step_supports_amp_scaling = True
@@ -135,12 +138,13 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def _native_step(self) -> None:
         engine = self._engine
-        if engine is None or not engine.read_groups(self.param_groups, self._rule_settings):
+        if engine is None or not engine.read_groups(self.param_groups, self._group_settings):
             engine = self._make_engine()
-            engine.read_groups(self.param_groups, self._rule_settings)
+            engine.read_groups(self.param_groups, self._group_settings)
         settings = self._settings
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
         under_scaler = apply_scaling(self, settings)
+        self.precision.apply(settings)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)
@@ -152,6 +156,9 @@ class ClippedOptimizer(StepReport, Optimizer):
                 raise RuntimeError(f"gradfast: {self._explain_skip()}; nothing was changed")
         elif engine.skipped_on_host():
             _log.log(logging.INFO if under_scaler else logging.WARNING, "step skipped: %s", self._explain_skip())
+
+    def _group_settings(self, group: dict[str, Any]) -> RuleSettings:
+        return self.precision.settings_of(self._rule_settings(group))
 
     def _measure_and_update(self, engine: Any, settings: Any) -> list[int]:
         """Do the step, or nothing where a parameter has no state yet: returns those parameters' indices."""
@@ -200,7 +207,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         for index in missing:
             parameter = self._engine_parameters[index]
             group = self.param_groups[self._engine_groups[index]]
-            if states.complete(self.state[parameter], self._fresh_state(parameter, group)):
+            fresh_state = self.precision.fresh_state(parameter, self._fresh_state(parameter, group))
+            if states.complete(self.state[parameter], fresh_state):
                 fresh.append(index)
         self._engine.mark_fresh(fresh)
 
@@ -221,10 +229,23 @@ class ClippedOptimizer(StepReport, Optimizer):
         for group in packed.get("param_groups", ()):
             if not group.get("l1", True):
                 del group["l1"]
-        return packed
+        return self.precision.save(packed)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but states that `precision` keeps in fp32 are not cast to the parameter's dtype on the way."""
+        loaded: dict[str, Any] = {}
+        hooks = [
+            self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given)),  # after the user's hooks
+            self.register_load_state_dict_post_hook(lambda _: self.precision.load(self, loaded), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = {key: getattr(self, key) for key in CLIP_SETTINGS}
+        settings = {key: getattr(self, key) for key in (*CLIP_SETTINGS, "precision")}
         return {**super().__getstate__(), **settings, "process_group": group_name(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -240,4 +261,5 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def __repr__(self) -> str:
         clipping = ", ".join(f"{key}={getattr(self, key)!r}" for key in CLIP_SETTINGS)
-        return f"{super().__repr__()[:-1]}    clipping: {clipping}\n)"
+        precision = "" if self.precision.is_default else f"    precision: {self.precision}\n"
+        return f"{super().__repr__()[:-1]}    clipping: {clipping}\n{precision})"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ class Lion(ClippedOptimizer):
         l1: float = 0.0,
         nonfinite: str = "skip",
         process_group: ProcessGroup | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         if not (lr >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"Invalid Lion settings: {lr=}, {weight_decay=} must be >= 0, {betas=} in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
         self._init_clipping(max_norm, norm_type, l1, nonfinite, None, None, False, process_group)
+        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)

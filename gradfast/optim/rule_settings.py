@@ -15,6 +15,7 @@ class RuleSettings(NamedTuple):
     values: list[float]  # its hyper-parameters, in the order of the rule's struct
     states: list[str]  # keys of its states in `state[parameter]`, in the rule's order
     lr: Tensor | None  # the learning rate where it lives on the device, instead of values[0]
+    counted: bool = False  # the state must hold a count of updates, "step"
 
 
 def scalar(value: float | Tensor) -> float:

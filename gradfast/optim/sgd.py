@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 
 if TYPE_CHECKING:
@@ -50,9 +51,14 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         l1: float = 0.0,
         nonfinite: str = "skip",
         process_group: ProcessGroup | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        state_dtype: torch.dtype | None = None,
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach)
         self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
