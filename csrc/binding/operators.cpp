@@ -86,11 +86,15 @@ at::Tensor finish(const at::Tensor& sum, const Norm& norm) {
   }
 }
 
-at::Tensor total_norm(at::TensorList tensors, double norm_type) {
-  if (tensors.empty()) return at::zeros({}, at::kFloat);
+at::Tensor norm_in_double(at::TensorList tensors, double norm_type) {
   const Norm norm = norm_of(norm_type);
   auto parts = split_by_device(tensors, norm, nullptr, 0, false);
-  return finish(total_sum(parts, norm), norm).to(norm_dtype(tensors));
+  return finish(total_sum(parts, norm), norm);
+}
+
+at::Tensor total_norm(at::TensorList tensors, double norm_type) {
+  if (tensors.empty()) return at::zeros({}, at::kFloat);
+  return norm_in_double(tensors, norm_type).to(norm_dtype(tensors));
 }
 
 // One value a tensor, on the first one's device.
@@ -124,9 +128,11 @@ void clip_grads_with_norm_(at::TensorList gradients, double max_norm, const at::
 }
 
 at::Tensor clip_grad_norm_(at::TensorList gradients, double max_norm, double norm_type) {
-  const at::Tensor norm = total_norm(gradients, norm_type);
+  if (gradients.empty()) return at::zeros({}, at::kFloat);
+  // Clipped by the norm as summed: rounded to float32 it may be infinite, and the factor zero.
+  const at::Tensor norm = norm_in_double(gradients, norm_type);
   clip_grads_with_norm_(gradients, max_norm, norm);
-  return norm;
+  return norm.to(norm_dtype(gradients));
 }
 
 void clip_grad_value_(at::TensorList gradients, double clip_value) {

@@ -62,7 +62,7 @@ struct Adam {
       u = v > state[2] || v != v ? v : state[2];  // NaN wins, as in torch.maximum
       state[2] = u;
     }
-    p -= k.step_size * m / (std::sqrt(u) * k.inverse_sqrt_correction + k.eps);
+    p -= k.step_size * (m / (std::sqrt(u) * k.inverse_sqrt_correction + k.eps));
   }
 };
 
