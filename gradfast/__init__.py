@@ -7,7 +7,7 @@ measures the global gradient norm, decides the clip factor and applies clip, dec
 from gradfast.amp import GradScaler
 from gradfast.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from gradfast.monitor import Monitor, diagnose
-from gradfast.optim import SGD, Adam, AdamW, Lion
+from gradfast.optim import SGD, Adam, AdamW, Lion, from_torch
 from gradfast.version import __version__
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "clip_grad_value_",
     "clip_grads_with_norm_",
     "diagnose",
+    "from_torch",
     "get_total_norm",
 ]

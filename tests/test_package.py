@@ -11,7 +11,7 @@ import pytest
 
 import gradfast
 
-COMMANDS = {"gradfast.train"}  # used from the command line, not imported from
+COMMANDS = {"gradfast.bench", "gradfast.train"}  # used from the command line, not imported from
 
 
 def public_modules() -> list[str]:

@@ -32,6 +32,7 @@ class Event:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the event as JSON takes it."""
         return asdict(self)
 
 

@@ -1,7 +1,8 @@
 """Drop-in optimisers: torch.optim's signatures, state and results, with clipping inside the step."""
 
 from gradfast.optim.adam import Adam, AdamW
+from gradfast.optim.convert import from_torch
 from gradfast.optim.lion import Lion
 from gradfast.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion"]
+__all__ = ["SGD", "Adam", "AdamW", "Lion", "from_torch"]

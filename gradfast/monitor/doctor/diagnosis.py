@@ -49,6 +49,7 @@ class Diagnosis:
         return not self.findings
 
     def kinds(self) -> set[str]:
+        """Which kinds of finding there are."""
         return {finding.kind for finding in self.findings}
 
     def summary(self) -> str:
