@@ -173,15 +173,8 @@ TORCH_LIBRARY(gradfast, library) {
   library.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(gradfast, CPU, library) {
-  library.impl("total_norm", &total_norm);
-  library.impl("power_sums", &power_sums);
-  library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
-  library.impl("clip_grad_norm_", &clip_grad_norm_);
-  library.impl("clip_grad_value_", &clip_grad_value_);
-}
-
-TORCH_LIBRARY_IMPL(gradfast, CUDA, library) {
+// For every device, since a backend is found for each tensor; and for an empty list, which is of no device.
+TORCH_LIBRARY_IMPL(gradfast, CompositeExplicitAutograd, library) {
   library.impl("total_norm", &total_norm);
   library.impl("power_sums", &power_sums);
   library.impl("clip_grads_with_norm_", &clip_grads_with_norm_);
