@@ -10,7 +10,7 @@ export GRADFAST_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME MAX_JOBS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test build bench lint format device-test gpu-check clean force
+.PHONY: help train test build bench lint format device-test kernels gpu-check clean force
 
 python := $(VENV)/bin/python
 pip    := $(python) -m pip --disable-pip-version-check
@@ -25,6 +25,7 @@ help:
 	@echo "  make build         set up the environment and build the native extension in it"
 	@echo "  make bench         time clip and step against torch's; ARGS='--help' for more"
 	@echo "  make device-test   run the CUDA kernels' tests on the CPU (g++, no GPU needed)"
+	@echo "  make kernels       registers and occupancy of the CUDA kernels on every architecture; a spill is an error"
 	@echo "  make gpu-check     on a machine with a GPU: build, test, sanitize and time the kernels; results in runs/gpu-check."
 	@echo "                     With a PYTHON whose torch sees the GPU it installs nothing and needs no network"
 	@echo "  make lint          check the style (ruff, clang-format) and the types (mypy)"
@@ -106,6 +107,9 @@ format: $(done)/dev
 
 device-test:
 	$(MAKE) -C tests/device
+
+kernels: $(done)/torch
+	$(python) build_backend/kernel_resources.py $(ARGS)
 
 # Where $(PYTHON) itself has a torch that sees a GPU it is used as it is, so that a machine without network will do; else
 # the environment is, which is made if absent. The GPU is asked for before minutes are spent on compiling.
