@@ -68,7 +68,7 @@ class CudaClock:
 
     def __init__(self, device: torch.device, flush: bool) -> None:
         self._device = device
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
         self._flush = Flusher(device, max(cache, 64 << 20)) if flush else None
         self._wait = 2e-4
         self._cycles_per_second = self._measure_clock()

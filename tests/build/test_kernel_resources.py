@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,26 +55,42 @@ def test_table_shows_kernels_alone() -> None:
     assert lines[2].endswith("| 9.0 | 80 | 0 | 3 | 38% |")
 
 
-def fake_nvcc(folder: Path, text: str) -> Path:
-    nvcc = folder / "bin" / "nvcc"
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes the compiler say something about the one kernel there is."""
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "csrc" / "cuda" / "table.h").write_text("inline constexpr int kThreads = 256;  // of every block\n")
+    (tmp_path / "csrc" / "cuda" / "kernel.cu").touch()
+    nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
-    nvcc.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}END\n")
-    nvcc.chmod(0o755)
-    return nvcc
-
-
-@pytest.mark.parametrize(
-    ("text", "code"), [(OUTPUT, 1), (OUTPUT.replace("4 bytes spill stores, 12", "0 bytes spill stores, 0"), 0)]
-)
-def test_a_spill_fails(
-    text: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_nvcc(tmp_path, text)
     toolkit = kernel_resources.cuda_toolkit.Toolkit(tmp_path, "13.0", tmp_path)
+    monkeypatch.setattr(kernel_resources, "ROOT", tmp_path)
     monkeypatch.setattr(kernel_resources.cuda_toolkit, "find", lambda major: (toolkit, "found"))
     monkeypatch.setattr(kernel_resources.cuda_toolkit, "known_architectures", lambda toolkit: ["9.0"])
+
+    def write(text: str) -> None:
+        nvcc.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}END\n")
+        nvcc.chmod(0o755)
+
+    return write
+
+
+SOUND = OUTPUT.replace("4 bytes spill stores, 12", "0 bytes spill stores, 0")
+
+
+@pytest.mark.parametrize(("text", "code"), [(OUTPUT, 1), (SOUND, 0)])
+def test_a_spill_fails(text: str, code: int, say: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    say(text)
     assert kernel_resources.main([]) == code
-    assert ("SPILLS 16 bytes" in capsys.readouterr().out) == (code == 1)
+    printed = capsys.readouterr().out
+    assert ("SPILLS 16 bytes" in printed) == (code == 1)
+    assert "| 9.0 | 80 | 0 | 3 | 38% |" in printed
+
+
+def test_output_of_another_form_is_not_taken_for_no_spill(say: Callable) -> None:
+    say("nothing to see\n")
+    with pytest.raises(SystemExit, match="no kernel"):
+        kernel_resources.main([])
 
 
 def test_without_a_toolkit_it_says_so_and_fails_only_where_one_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,16 +99,3 @@ def test_without_a_toolkit_it_says_so_and_fails_only_where_one_is_demanded(monke
     assert kernel_resources.main([]) == 0
     monkeypatch.setenv("GRADFAST_CUDA", "1")
     assert kernel_resources.main([]) == 1
-
-
-def test_output_of_another_form_is_not_taken_for_no_spill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvcc(tmp_path, "nothing to see\n")
-    toolkit = kernel_resources.cuda_toolkit.Toolkit(tmp_path, "13.0", tmp_path)
-    monkeypatch.setattr(kernel_resources.cuda_toolkit, "find", lambda major: (toolkit, "found"))
-    monkeypatch.setattr(kernel_resources.cuda_toolkit, "known_architectures", lambda toolkit: ["9.0"])
-    with pytest.raises(SystemExit, match="no kernel"):
-        kernel_resources.main([])
-
-
-def test_threads_are_those_of_the_kernels() -> None:
-    assert kernel_resources.threads_per_block() == 256
