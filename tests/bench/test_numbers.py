@@ -12,7 +12,7 @@ from gradfast.bench.launches import launch_calls
 from gradfast.bench.memory import peak, peak_extra_bytes
 from gradfast.bench.report import digits
 from gradfast.bench.summary import summarise_ratios
-from gradfast.bench.timing import Sample, interleave, middle
+from gradfast.bench.timing import CudaClock, Sample, interleave, middle
 from gradfast.bench.traffic import floor_bytes
 from gradfast.bench.workloads import WORKLOADS
 
@@ -103,3 +103,27 @@ def test_digits(value: float, text: str) -> None:
 def test_cpu_name() -> None:
     assert cpu_name("processor : 0\nmodel name\t: Some CPU @ 3 GHz\n") == "Some CPU @ 3 GHz"
     assert cpu_name("") != ""
+
+
+def test_the_busy_wait_grows_until_it_hides_the_host() -> None:
+    """A step of 3 ms of Python behind a wait of 0.2 ms: not hidden, so 6 ms, and then it is; that is kept."""
+    clock = CudaClock.__new__(CudaClock)
+    clock._wait = 2e-4
+    waits: list[float] = []
+
+    def attempt(step) -> Sample:
+        waits.append(clock._wait)
+        return Sample(device=1e-3, host=3e-3, host_hidden=clock._wait > 3e-3)
+
+    clock._try = attempt
+    assert clock.sample(lambda: None) == Sample(1e-3, 3e-3, True)
+    assert clock.sample(lambda: None).host_hidden
+    assert waits == [2e-4, 6e-3, 6e-3]
+
+
+def test_a_host_that_cannot_be_hidden_is_told() -> None:
+    clock = CudaClock.__new__(CudaClock)
+    clock._wait = 2e-4
+    clock._try = lambda step: Sample(device=1e-3, host=9.0, host_hidden=False)
+    assert not clock.sample(lambda: None).host_hidden
+    assert clock._wait == CudaClock.LONGEST_WAIT
