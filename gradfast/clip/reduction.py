@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_dtensor(tensor: Any) -> bool:
     """Whether `tensor` is a `torch.distributed.tensor.DTensor`; does not import what nobody used."""
-    return type(tensor) is not Tensor and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    return type(tensor) not in _PLAIN and hasattr(tensor, "_spec")
 
 
 def spans_ranks(tensors: Sequence[Tensor]) -> bool:
@@ -53,7 +56,7 @@ def whole_tensor(tensor: Any) -> Tensor:
 
 def is_partial(tensor: Any) -> bool:
     """Whether it is a DTensor of which each rank holds an addend (or the like) of every element."""
-    return is_dtensor(tensor) and any(placement.is_partial() for placement in tensor.placements)
+    return is_dtensor(tensor) and any(placement.is_partial() for placement in tensor._spec.placements)
 
 
 def reduce_partial(tensor: Any) -> Tensor:
@@ -108,7 +111,7 @@ class Reduction:
     @property
     def device_type(self) -> str:
         """Where the sums of a rank that holds no tensor at all should be: where the others' are."""
-        return "cpu" if self.across is None else _usual_device_type(self.across.group)
+        return "cpu" if self.across is None else self.across.ranks.usual_device_type()
 
     def join(self, sums: Tensor, infinity: bool) -> Tensor:
         """Return the total over all tensors and ranks, a 0-d float64 tensor on the device of `sums`.
@@ -168,7 +171,7 @@ class _Span:
 
     def __init__(self, ranks: frozenset[int], mesh: Any, members: list[int], counted: list[bool], count: int) -> None:
         self.ranks = ranks
-        self.groups = groups_of(ranks, mesh, torch.distributed.get_world_size())
+        self.groups = [Ranks(group) for group in groups_of(ranks, mesh, torch.distributed.get_world_size())]
         self.index = None if len(members) == count else torch.tensor(members)
         self.counted = None if all(counted) else torch.tensor(counted)
 
@@ -187,15 +190,35 @@ class _Span:
 
     def _reduce(self, values: Tensor, operation: str) -> Tensor:
         for group in self.groups:
-            values = _all_reduce(values, operation, group)
+            values = group.all_reduce(values, operation)
         return values
+
+
+class Ranks:
+    """A process group, and which devices it reaches."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+        # Accelerators first.
+        self.device_types = sorted((device.type for device in group._device_types), key=lambda kind: kind == "cpu")
+
+    def all_reduce(self, values: Tensor, operation: str) -> Tensor:
+        """All-reduce `values` in place, or a copy of them where the group does not reach their device."""
+        moved = values if values.device.type in self.device_types else values.to(self.device_types[0])
+        torch.distributed.all_reduce(moved, getattr(torch.distributed.ReduceOp, operation), group=self.group)
+        return moved.to(values.device)
+
+    def usual_device_type(self) -> str:
+        """Return the kind of device that the group is for: an accelerator, unless gloo serves that, as it can."""
+        backends = dict(entry.split(":") for entry in torch.distributed.get_backend_config(self.group).split(","))
+        return next((kind for kind in self.device_types if kind != "cpu" and backends.get(kind) != "gloo"), "cpu")
 
 
 class _Across:
     """Ranks that hold different tensors: each sends its total in its own place, and all add them in one order."""
 
     def __init__(self, group: ProcessGroup, replicated: Sequence[bool]) -> None:
-        self.group = group
+        self.ranks = Ranks(group)
         self.size, self.rank = group.size(), group.rank()
         copies = self.rank != 0 and any(replicated)
         self.counted = ~torch.tensor(list(replicated), dtype=torch.bool) if copies else None
@@ -207,14 +230,14 @@ class _Across:
             sums = torch.where(self.counted | ~torch.isfinite(sums), sums, 0.0)
         totals = sums.new_zeros(self.size)
         totals[self.rank] = _total(sums, infinity)
-        self.totals = _all_reduce(totals, "SUM", self.group)
+        self.totals = self.ranks.all_reduce(totals, "SUM")
         return _total(self.totals, infinity)
 
     def first_nonfinite(self) -> int | None:
         if self.totals is None:
             return None
         bad = (~torch.isfinite(self.totals)).nonzero()
-        return torch.distributed.get_global_rank(self.group, int(bad[0])) if len(bad) else None
+        return torch.distributed.get_global_rank(self.ranks.group, int(bad[0])) if len(bad) else None
 
 
 def _total(sums: Tensor, infinity: bool) -> Tensor:
@@ -231,7 +254,8 @@ def _layouts(tensors: Sequence[Any], names: Sequence[str]) -> list[_Layout | Non
         if not is_dtensor(tensor):
             layouts.append(None)
             continue
-        key = (id(tensor.device_mesh), tensor.placements)
+        spec = tensor._spec
+        key = (id(spec.mesh), spec.placements)
         if key not in known:
             known[key] = _Layout(tensor, name)
         layouts.append(known[key])
@@ -294,22 +318,3 @@ def _check_disjoint(group: ProcessGroup, layouts: Sequence[_Layout | None], name
                 f"{name!r}, over which that is joined anyway. Give only a group whose ranks hold other parameters, "
                 "such as the stages of a pipeline"
             )
-
-
-def _all_reduce(values: Tensor, operation: str, group: ProcessGroup) -> Tensor:
-    """All-reduce `values` in place, or a copy where the group's backend cannot reach their device."""
-    served = _device_types(group)
-    moved = values if values.device.type in served else values.to(served[0])
-    torch.distributed.all_reduce(moved, getattr(torch.distributed.ReduceOp, operation), group=group)
-    return moved.to(values.device)
-
-
-def _usual_device_type(group: ProcessGroup) -> str:
-    """Return the kind of device that a group is for: an accelerator, unless gloo serves that, as it does if it must."""
-    backends = dict(entry.split(":") for entry in torch.distributed.get_backend_config(group).split(","))
-    return next((kind for kind in _device_types(group) if kind != "cpu" and backends.get(kind) != "gloo"), "cpu")
-
-
-def _device_types(group: ProcessGroup) -> list[str]:
-    """Return the types of device that a group's backends serve, accelerators first."""
-    return sorted((device.type for device in group._device_types), key=lambda kind: kind == "cpu")

@@ -227,6 +227,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         """
         packed = super().state_dict()
         for group in packed.get("param_groups", ()):
+            group.pop("replicated", None)  # a matter of this run's ranks
             if not group.get("l1", True):
                 del group["l1"]
         return self.precision.save(packed)
@@ -250,12 +251,16 @@ class ClippedOptimizer(StepReport, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own_l1 = [group.get("l1", 0.0) for group in self.__dict__.get("param_groups", ())]
+        own_replicated = [group.get("replicated") for group in self.__dict__.get("param_groups", ())]
         super().__setstate__(state)
         if isinstance(self.process_group, str):
             self.process_group = group_named(self.process_group)
         self.defaults.setdefault("l1", 0.0)
         for number, group in enumerate(self.param_groups):  # a checkpoint that says nothing of it leaves it as it was
             group.setdefault("l1", own_l1[number] if number < len(own_l1) else self.defaults["l1"])
+        for group, replicated in zip(self.param_groups, own_replicated):
+            if replicated is not None:
+                group["replicated"] = replicated
         if "_engine" not in self.__dict__:
             self._init_engine()
 

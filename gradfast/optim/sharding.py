@@ -48,15 +48,19 @@ class Sharding:
         """Give every gradient the placements of its parameter, where backward left it partial or in other pieces."""
         for parameter, name in self._sharded:
             gradient = parameter.grad
-            # FSDP2 gives the gradient the parameter's own description; other engines an equal one.
-            if gradient is None or gradient._spec is parameter._spec:
+            if gradient is None:
                 continue
-            if not is_dtensor(gradient) or gradient.device_mesh != parameter.device_mesh:
+            # FSDP2 gives the gradient the parameter's own description; others an equal one, compared piece by piece
+            # because that takes a tenth of the time of comparing DTensors' properties.
+            wanted, found = parameter._spec, getattr(gradient, "_spec", None)
+            if found is wanted:
+                continue
+            if found is None or (found.mesh is not wanted.mesh and found.mesh != wanted.mesh):
                 raise ValueError(
                     f"gradfast: {name!r} is on {parameter.device_mesh}, and its gradient is not on that mesh"
                 )
-            if gradient.placements != parameter.placements:
-                parameter.grad = gradient.redistribute(placements=parameter.placements)
+            if found.placements != wanted.placements:
+                parameter.grad = gradient.redistribute(placements=wanted.placements)
 
     def join(self, engine: Any, norm_type: float) -> Tensor:
         """Return the sum of powers over the gradients of all ranks, from what `engine` measured of this one's."""

@@ -32,7 +32,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import gradfast
-from gradfast.clip.reduction import Reduction, groups_of
+from gradfast.clip.reduction import Ranks, Reduction, groups_of
 
 WIDTHS = (6, 12, 8, 3)
 
@@ -184,8 +184,9 @@ def test_a_mesh_of_two_dimensions_that_is_not_all_ranks(flattened: bool) -> None
     parameter = nn.Parameter(distribute_tensor(torch.zeros_like(gradient), part, [Shard(0), Shard(1)]))
     reduction = Reduction([parameter], ["weight"])
     (span,) = reduction.spans
-    span.groups = groups_of(span.ranks, part, world=8)
-    assert len(span.groups) == (1 if flattened else 2)
+    groups = groups_of(span.ranks, part, world=8)  # as in a larger world
+    assert len(groups) == (1 if flattened else 2)
+    span.groups = [Ranks(group) for group in groups]
     local = with_gradient(parameter, gradient).grad.to_local()
     total = reduction.join((local**2).sum().reshape(1), infinity=False)
     torch.testing.assert_close(total, (gradient**2).sum(), rtol=1e-13, atol=0)
