@@ -15,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from gradfast._load import native
 from gradfast.optim import states
 from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1
+from gradfast.optim.eager import run_eagerly
 from gradfast.optim.precision import Precision
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
@@ -135,6 +136,7 @@ class ClippedOptimizer(StepReport, Optimizer):
     # torch wraps a step that lacks this mark into record_function and its hooks: microseconds at each step. The hooks
     # are called above, and the engine records its range in C++, where it costs nothing unless a profiler listens.
     step.hooked = True  # type: ignore[attr-defined]
+    run_eagerly(step, "gradfast steps in one native call, which reads .grad itself")
 
     def _native_step(self) -> None:
         engine = self._engine

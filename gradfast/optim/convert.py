@@ -16,7 +16,7 @@ from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.sgd import SGD
 
 # Exactly these classes: a subclass may step in a way of its own.
-_KINDS: dict[type[Optimizer], type[ClippedOptimizer]] = {
+_KINDS: dict[type[Optimizer], type[SGD] | type[Adam] | type[AdamW]] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
@@ -88,7 +88,7 @@ def from_torch(
     return converted
 
 
-def _kind_of(optimizer: Optimizer) -> type[ClippedOptimizer]:
+def _kind_of(optimizer: Optimizer) -> type[SGD] | type[Adam] | type[AdamW]:
     if isinstance(optimizer, ClippedOptimizer):
         raise TypeError(f"this is a gradfast.{type(optimizer).__name__} already; set its max_norm instead")
     kind = _KINDS.get(type(optimizer))
@@ -123,7 +123,7 @@ def _hand_over(scheduler: Any, old: Optimizer, new: Optimizer) -> None:
 
 
 def _watch_step(optimizer: Optimizer) -> None:
-    """Note the calls of `step()` where torch's schedulers look for them, as each does with the optimiser it is given."""
+    """Note the calls of `step()` where torch's schedulers look for them, as each does at first."""
     reference, step = weakref.ref(optimizer), optimizer.step.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(step)
