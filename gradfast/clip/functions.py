@@ -161,7 +161,7 @@ def _gradients(parameters: Tensors) -> list[Tensor]:
 
 def _joined_norm(tensors: list[Tensor], norm_type: float, process_group: ProcessGroup | None) -> Tensor:
     """The norm over the tensors of all ranks; see `gradfast.clip.reduction`."""
-    whole = [reduce_partial(tensor) for tensor in tensors]
+    whole = reduce_partial(tensors)
     reduction = Reduction(whole, [f"tensors[{index}]" for index in range(len(whole))], process_group)
     if whole:
         sums = torch.ops.gradfast.power_sums([local_tensor(tensor) for tensor in whole], norm_type)

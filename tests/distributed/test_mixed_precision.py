@@ -21,6 +21,7 @@ from distributed.ranks import on_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradfast
 from gradfast.amp import GradScaler
@@ -106,3 +107,37 @@ def test_bfloat16_computation_with_float32_parameters() -> None:
     assert_same_on_all_ranks(optimizer.grad_norm)
     with torch.no_grad():
         assert all(torch.isfinite(whole(parameter)).all() for parameter in module.parameters())
+
+
+@on_ranks(2)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        {"master_weights": True},
+        {"master_weights": True, "state_dtype": torch.bfloat16},
+        {"stochastic_rounding": True},
+    ],
+    ids=lambda precision: "-".join(precision),
+)
+def test_low_precision_parameters_are_stepped_as_whole_ones(precision: dict[str, Any]) -> None:
+    """Given the same gradients, shards with masters hold what one process holds; by chance, its expectation."""
+    mesh = init_device_mesh("cpu", (2,))
+    generator = torch.Generator().manual_seed(4)
+    whole_one = nn.Parameter(torch.randn(7, 4, generator=generator).bfloat16())
+    shards = nn.Parameter(distribute_tensor(whole_one.detach().clone(), mesh, [Shard(0)]))
+    alone = gradfast.AdamW([whole_one], lr=0.01, max_norm=1.0, **precision)
+    together = gradfast.AdamW([shards], lr=0.01, max_norm=1.0, **precision)
+    for _ in range(3):
+        gradient = torch.randn(7, 4, generator=generator).bfloat16()
+        whole_one.grad, shards.grad = gradient, distribute_tensor(gradient.clone(), mesh, [Shard(0)])
+        alone.step()
+        together.step()
+        torch.testing.assert_close(together.grad_norm, alone.grad_norm, rtol=2.0**-23, atol=0)
+    exact = precision.get("state_dtype") is None and "master_weights" in precision
+    for key, value in alone.state[whole_one].items():
+        found = together.state[shards][key]
+        assert found.dtype == value.dtype, key
+        assert isinstance(found, DTensor) == (key != "step")
+        # Rounding by chance draws other bits for a shard: a step of bfloat16 each time.
+        torch.testing.assert_close(whole(found), value, rtol=1e-6 if exact else 2.0**-6, atol=1e-7 if exact else 1e-3)
+    torch.testing.assert_close(whole(shards), whole_one.detach(), rtol=0 if exact else 2.0**-6, atol=0)
