@@ -70,15 +70,20 @@ def _sound(values: dict[int, float]) -> list[tuple[int, float]]:
 
 
 def norm_history(run: RunRecord) -> Any:
-    """The global norm of every step, before and after clipping, on a log axis, with the events."""
+    """The global norm of every step, before and after clipping, on a log axis, with the events.
+
+    A norm that a log axis cannot show leaves a gap.
+    """
     figure = new_figure(11, 4)
     axes = figure.subplots()
-    before = _sound(run.norms)
-    after = {step: norm * run.coefficients.get(step, math.nan) for step, norm in run.norms.items()}
-    axes.plot(*zip(*before), color=BEFORE, linewidth=1, label="before clipping") if before else None
-    clipped = [(step, value) for step, value in _sound(after) if run.coefficients.get(step, 1.0) < 1]
-    if clipped:
-        axes.plot(*zip(*clipped), ".", color=AFTER, markersize=2, label="after, where clipped")
+    steps = sorted(run.norms)
+    steps = steps[:: max(1, math.ceil(len(steps) / MOST_POINTS))]
+    before = [norm if 0 < (norm := run.norms[step]) < math.inf else math.nan for step in steps]
+    clip = [run.coefficients.get(step, math.nan) for step in steps]
+    axes.plot(steps, before, color=BEFORE, linewidth=1, label="before clipping")
+    if any(coefficient < 1 for coefficient in clip):
+        after = [norm * coefficient for norm, coefficient in zip(before, clip)]
+        axes.plot(steps, after, color=AFTER, linewidth=1, label="after clipping")
     for rule, colour, mark in (("spike", AFTER, "v"), ("nonfinite", "black", "x")):
         steps = [event["step"] for event in run.events if event["rule"] == rule]
         if steps:
@@ -89,7 +94,7 @@ def norm_history(run: RunRecord) -> Any:
         for number, event in enumerate(event for event in run.events if event["rule"] == rule):
             label = rule if number == 0 else None
             axes.axvline(event["step"], color=GUIDE, linestyle=":", linewidth=1, label=label)
-    if before:
+    if any(norm == norm for norm in before):
         axes.set_yscale("log")
     axes.set(title="global gradient norm", xlabel="step")
     axes.grid(alpha=0.25)
