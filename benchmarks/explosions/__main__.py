@@ -20,7 +20,7 @@ import torch
 from cures import CURES
 from scenarios import SCENARIOS
 from table import curves, markdown, text
-from train import Result, run
+from trial import Result, run
 
 
 def main() -> None:

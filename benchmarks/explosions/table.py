@@ -9,7 +9,7 @@ from typing import Any
 
 from cures import CURES
 from scenarios import SCENARIOS
-from train import Result
+from trial import Result
 
 PICTURE = "explosions.png"
 START, END = "<!-- table: begin -->", "<!-- table: end -->"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradfast.optim.report import StepReport
+
 
 @dataclass
 class StepNorms:
@@ -17,6 +19,12 @@ class StepNorms:
     grad_norm: Tensor
     clip_coef: Tensor
     sums: Tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: of a DTensor its local part, of others all."""
+    local: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return local.detach()
 
 
 class Source:
@@ -28,7 +36,7 @@ class Source:
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
         self.optimizer = optimizer
-        self.native = hasattr(optimizer, "_measure_and_update")
+        self.native = isinstance(optimizer, StepReport)
         known = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
         self.parameters: list[Tensor] = []
         self.names: list[str] = []
@@ -47,25 +55,33 @@ class Source:
         """Norms of the step just done, copies on the device; None where measuring them would cost a pass."""
         if not self.native:
             return None
-        engine: Any = self.optimizer._engine  # type: ignore[attr-defined]
-        sums = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
+        optimizer: Any = self.optimizer
+        engine = optimizer._engine
+        return StepNorms(engine.grad_norm().double(), engine.coefficient().double(), self._sums(optimizer, engine))
+
+    def _sums(self, optimizer: Any, engine: Any) -> Tensor:
+        if optimizer._sharding is not None:  # of whole parameters, the same on all ranks
+            joined: Tensor = optimizer._sharding.reduction.sums
+            return joined.clone()
         parts = engine.member_sums()
         if len(parts) == 1 and len(parts[0][0]) == len(self.parameters):
-            sums = parts[0][1]  # every parameter has a gradient, on one device: nothing to sort
-        else:
-            for indices, values in parts:
-                sums[torch.tensor(indices, device=self.device)] = values.to(self.device, non_blocking=True)
-        return StepNorms(engine.grad_norm().double(), engine.coefficient().double(), sums)
+            every: Tensor = parts[0][1]  # each parameter has a gradient, on one device: nothing to sort
+            return every
+        sums = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
+        for indices, values in parts:
+            sums[torch.tensor(indices, device=self.device)] = values.to(self.device, non_blocking=True)
+        return sums
 
     @torch.no_grad()
     def measured(self) -> StepNorms:
         """The same, by a pass over the gradients."""
-        norms = self._norms([p.grad if p.grad is not None else p.new_zeros(()) for p in self.parameters])
+        gradients = [own_part(p if p.grad is None else p.grad) for p in self.parameters]
+        norms = self._norms(gradients) * torch.tensor([p.grad is not None for p in self.parameters], device=self.device)
         return StepNorms(norms.norm(), torch.full_like(norms[0], math.nan), norms.square())
 
     @torch.no_grad()
     def copies(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
+        return [own_part(parameter).clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def sample(self, before: list[Tensor], grad_norm: Tensor) -> list[Tensor]:
@@ -76,13 +92,15 @@ class Source:
         Args:
             before: copies of the parameters from before the step; overwritten.
         """
-        parameters = [parameter.detach() for parameter in self.parameters]
+        parameters = [own_part(parameter) for parameter in self.parameters]
         norms = self._norms(parameters)
         torch._foreach_sub_(before, parameters)
         changes, bad = self._norms(before), torch.zeros_like(norms)
         if grad_norm.device.type != "cpu" or not math.isfinite(grad_norm.item()):
+            gradients = [None if p.grad is None else own_part(p.grad) for p in self.parameters]
             shares = [
-                p.new_zeros(()) if p.grad is None else (~torch.isfinite(p.grad)).float().mean() for p in self.parameters
+                torch.zeros((), device=self.device) if g is None else (~torch.isfinite(g)).float().mean()
+                for g in gradients
             ]
             bad = torch.stack([share.to(self.device, torch.float64) for share in shares])
         return [norms, changes, bad]

@@ -42,6 +42,9 @@ def inside(names: Sequence[str], module: str) -> list[int]:
     return found
 
 
-def join(norms: Sequence[float], indices: Iterable[int]) -> float:
-    """The norm of several arrays together."""
-    return math.sqrt(sum(norms[index] ** 2 for index in indices))
+def join(norms: Sequence[float], indices: Iterable[int], power: float = 2.0) -> float:
+    """The p-norm of several arrays together."""
+    chosen = [norms[index] for index in indices]
+    if not all(map(math.isfinite, chosen)):
+        return math.nan
+    return max(chosen) if power == math.inf else sum(norm**power for norm in chosen) ** (1 / power)

@@ -29,10 +29,12 @@ class Monitor:
         monitor.close()
 
     After the first step and every `every`-th it samples, per group of parameters: the gradient's norm before clipping
-    (`l2_norm/grad/GROUP`), the weights' (`l2_norm/param/GROUP`), the update's over the weights' (`update_ratio/GROUP`),
-    and the share of the gradient that is not finite (`nonfinite/GROUP`). With them go `grad_norm` and, after clipping,
-    `grad_norm_clipped`, the `clip_coef`, and of all steps since the last sample `grad_norm_max`, `clip_fraction` and
-    `nonfinite_steps`. Groups are modules, no more than `most_groups` of them; `watch` adds others.
+    (`l2_norm/grad/GROUP`; of the optimiser's `norm_type`, if that is another), the weights' (`l2_norm/param/GROUP`),
+    the update's over the weights' (`update_ratio/GROUP`), and the share of the gradient that is not finite
+    (`nonfinite/GROUP`). With them go `grad_norm` and, after clipping, `grad_norm_clipped`, the `clip_coef`, and of all
+    steps since the last sample `grad_norm_max`, `clip_fraction` and `nonfinite_steps`. Groups are modules, no more than
+    `most_groups` of them; `watch` adds others. Of sharded parameters the gradients' norms are of the whole, the other
+    numbers of this rank's part.
 
     With gradfast's optimisers all gradient norms come from the step's own pass, so that every step is seen; with others
     they are measured at samples. No step waits for a GPU: numbers are copied as the device gets to them and read when
@@ -101,7 +103,7 @@ class Monitor:
     def norm(self, module: str, what: str = "grad") -> float:
         """Norm of any module's gradient, weights or update in the latest sample."""
         values = self._latest(what)
-        return join(values, inside(self.source.names, module))
+        return join(values, inside(self.source.names, module), self.source.power if what == "grad" else 2.0)
 
     def examine(self, *arguments: Any, **keywords: Any) -> str:
         """Run the model forward on these inputs, as it is now, and say which layer first puts out NaN or infinity."""
@@ -186,21 +188,25 @@ class Monitor:
     def _explain(self, norms: StepNorms) -> None:
         if self.model is None or self._inputs is None or len(self._explanations) >= _MOST_EXPLANATIONS:
             return
-        each = dict(zip(self.source.names, self._roots(norms.sums.tolist())))
+        each = dict(zip(self.source.names, self._roots(norms.sums.tolist(), norms.grad_norm.item())))
         self._explanations[self.step] = explain(self.model, *self._inputs, each)
 
     # ---------------------------------------------------------------- when the numbers have arrived
 
-    def _roots(self, sums: Sequence[float]) -> list[float]:
+    def _roots(self, sums: Sequence[float], norm: float) -> list[float]:
+        """Norms from sums of powers. Under a loss scale these are of the scaled gradients, and `norm` is not."""
         power = self.source.power
-        return [value if power == math.inf or not math.isfinite(value) else value ** (1 / power) for value in sums]
+        root = 1.0 if power == math.inf else 1.0 / power
+        whole = (max(sums) if power == math.inf else sum(sums)) ** root
+        unscale = norm / whole if math.isfinite(norm) and 0 < whole < math.inf else 1.0
+        return [value**root * unscale if math.isfinite(value) else value for value in sums]
 
     def _arrived(
         self, numbers: list[float], step: int, steps: int, sampled: bool, names: list[str], rate: float | None
     ) -> None:
         count = len(self.source.names)
         norms, coefficients = numbers[0 : 2 * steps : 2], numbers[1 : 2 * steps : 2]
-        rows = [self._roots(numbers[2 * steps + i * count :][:count]) for i in range(steps)]
+        rows = [self._roots(numbers[2 * steps + i * count :][:count], norms[i]) for i in range(steps)]
         first = step - steps + 1 if self.source.native else step
         for sink in self.sinks:
             sink.history(first, norms, coefficients)
@@ -233,7 +239,7 @@ class Monitor:
         sizes = [parameter.numel() for parameter in self.source.parameters]
         for group, indices in self.groups.items():
             weights = join(param, indices)
-            metrics[f"l2_norm/grad/{group}"] = join(grad, indices)
+            metrics[f"l2_norm/grad/{group}"] = join(grad, indices, self.source.power)
             metrics[f"l2_norm/param/{group}"] = weights
             metrics[f"update_ratio/{group}"] = join(update, indices) / weights if weights else 0.0
             total = sum(sizes[i] for i in indices)

@@ -133,6 +133,21 @@ def test_the_monitor_changes_nothing() -> None:
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
+def test_under_a_loss_scale_norms_are_those_of_the_true_gradients(norm_type: float) -> None:
+    model, sink = net(), Memory()
+    optimizer = gradfast.SGD(model.named_parameters(), lr=0.1, norm_type=norm_type)
+    optimizer.grad_scale = 1024.0
+    Monitor(optimizer, model, every=1, sinks=[sink])
+    gradients = set_gradients(model, scale=1024.0)
+    optimizer.step()
+    expected = torch.linalg.vector_norm(gradients["2.bias"], norm_type).item() / 1024
+    assert sink.rows[0][1]["l2_norm/grad/2"] >= expected * (1 - 1e-6)
+    watched = Monitor(optimizer, model, every=1)
+    optimizer.step()
+    assert watched.norm("2.bias") == pytest.approx(expected, rel=1e-6)
+
+
 def test_parameters_without_gradients_and_several_groups() -> None:
     model, sink = net(), Memory()
     groups = [{"params": list(model[0].named_parameters())}, {"params": list(model[2].named_parameters())}]
