@@ -1,4 +1,4 @@
-"""The evidence: scenarios really break, twins really are sound, and a stated cure really helps; a taste of the whole."""
+"""The evidence: scenarios break, their twins are sound, and a stated cure helps; a taste of the whole."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def _draw(diagnosis: Diagnosis) -> Any:
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.25)
         if sound:
-            axis.set_yscale("log")
+            low, high = min(y for _, y in sound), max(y for _, y in sound)
+            middle = max(10.0, high / low) ** 0.5 * 1.2  # a decade at least, lest noise look like a trend
+            axis.set(yscale="log", ylim=((low * high) ** 0.5 / middle, (low * high) ** 0.5 * middle))
     blamed = {name for finding in diagnosis.findings for name in finding.layers}
     for number, passage in enumerate(layers):
         if passage.name in blamed:
