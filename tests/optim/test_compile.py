@@ -1,4 +1,4 @@
-"""torch.compile around a train step: one graph break for `step()`, no recompilation for another lr, the same weights."""
+"""torch.compile around a train step: one graph break for `step()`, nothing recompiled for another lr, same weights."""
 
 from __future__ import annotations
 
