@@ -27,10 +27,15 @@ class Backend {
 
   // The whole report on the host: waits for the device.
   virtual Report report() = 0;
+  // A copy of it on the device, as bytes: nothing waits.
+  virtual at::Tensor report_bytes() = 0;
 
   // True when report() is there at once.
   virtual bool is_host() const = 0;
 };
+
+// What report_bytes() gave, once it is on the host.
+Report report_of(const at::Tensor& bytes);
 
 // A backend for tensors on `device`. Throws for a device that this build does not serve.
 std::unique_ptr<Backend> make_backend(at::Device device);

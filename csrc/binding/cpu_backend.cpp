@@ -1,6 +1,8 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
+#include <cstring>
+
 #include "binding/backend.h"
 #include "cpu/stepper.h"
 
@@ -26,6 +28,11 @@ class CpuBackend final : public Backend {
   }
   at::Tensor found_infinite() override { return scalar(stepper_.report().found_infinite).to(at::kFloat); }
   Report report() override { return stepper_.report(); }
+  at::Tensor report_bytes() override {
+    at::Tensor bytes = at::empty({sizeof(Report)}, at::kByte);
+    std::memcpy(bytes.data_ptr(), &stepper_.report(), sizeof(Report));
+    return bytes;
+  }
   bool is_host() const override { return true; }
 
  private:
@@ -35,6 +42,14 @@ class CpuBackend final : public Backend {
 };
 
 }  // namespace
+
+Report report_of(const at::Tensor& bytes) {
+  TORCH_CHECK_VALUE(bytes.is_cpu() && bytes.is_contiguous() && bytes.nbytes() == sizeof(Report),
+                    "gradfast: not the bytes of a report");
+  Report report;
+  std::memcpy(&report, bytes.data_ptr(), sizeof report);
+  return report;
+}
 
 std::unique_ptr<Backend> make_backend(at::Device device) {
   if (device.is_cpu()) return std::make_unique<CpuBackend>();

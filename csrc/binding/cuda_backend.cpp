@@ -46,6 +46,12 @@ class CudaBackend final : public Backend {
     return report;
   }
 
+  at::Tensor report_bytes() override {
+    const c10::cuda::CUDAGuard guard(device_);
+    const auto options = at::TensorOptions().dtype(at::kByte).device(device_);
+    return at::from_blob(const_cast<Report*>(stepper_.report()), {sizeof(Report)}, options).clone();
+  }
+
   bool is_host() const override { return false; }
 
  private:

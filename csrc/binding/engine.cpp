@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "binding/policy_chain.h"
 #include "binding/rule_names.h"
 #include "binding/slots.h"
 
@@ -84,12 +85,21 @@ std::vector<int> Engine::measure(const py::dict& state, const StepSettings& sett
   return missing;
 }
 
-void Engine::update(const at::Tensor& total_sum) {
+void Engine::update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums) {
   RECORD_FUNCTION("gradfast::update", std::vector<c10::IValue>());
   TORCH_CHECK_VALUE(total_sum.numel() == 1, "gradfast: the total sum must hold one number, got the shape ",
                     total_sum.sizes());
+  TORCH_CHECK_VALUE(
+      !parameter_sums.has_value() || parameter_sums->numel() == static_cast<std::int64_t>(members_.size()),
+      "gradfast: the parameters' sums must hold a number for each of ", members_.size(), " parameters");
   {
     const py::gil_scoped_release release;
+    for (Part& part : parts_) {
+      part.parameter_sums = at::Tensor();
+      if (parameter_sums.has_value()) part.parameter_sums = parameter_sums->to(part.device, at::kDouble).contiguous();
+      part.problem.parameter_sums =
+          part.parameter_sums.defined() ? part.parameter_sums.const_data_ptr<double>() : nullptr;
+    }
     update_parts(total_sum.detach().to(at::kDouble).reshape({}));
   }
   members_.finish_step();
@@ -151,6 +161,12 @@ void Engine::apply(const StepSettings& settings) {
     part.problem.loss_scale = address(part.loss_scale);
     part.problem.rounding_seed = settings.rounding_seed;
     part.problem.found_infinite = address(part.found_infinite);
+    part.problem.parameter_sums = nullptr;
+    part.problem.clip.policies = settings.policies;
+    if (settings.policies.count == 0) continue;
+    // Other devices come to the same decision from a copy; what they make of it is thrown away.
+    part.policy_state = settings.policy_state.value_or(at::Tensor()).to(part.device);
+    part.problem.clip.policies = with_state(settings.policies, part.policy_state);
   }
 }
 
@@ -221,6 +237,13 @@ std::optional<at::Tensor> Engine::found_infinite() {
     if (!part.members.empty()) return part.backend->found_infinite();
   }
   return std::nullopt;
+}
+
+Report Engine::report() { return parts_.empty() ? Report{} : parts_[0].backend->report(); }
+
+at::Tensor Engine::report_bytes() {
+  TORCH_CHECK_VALUE(!parts_.empty(), "gradfast: there is no report before the first step");
+  return parts_[0].backend->report_bytes();
 }
 
 std::string Engine::nonfinite_parameter() {

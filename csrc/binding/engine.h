@@ -33,7 +33,8 @@ class Engine {
   // The same step in two halves, for whoever joins the sums of several processes in between: measure() is as step() but
   // changes nothing; update() then clips by `total_sum`, a 0-d double tensor.
   std::vector<int> measure(const pybind11::dict& state, const StepSettings& settings);
-  void update(const at::Tensor& total_sum);
+  // `parameter_sums`: of the whole parameters in their order, double, for policies that clip each by itself.
+  void update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums);
 
   // Of what was measured, as double tensors on the devices; nothing waits. A sum is one of powers |x|^p, or the largest
   // magnitude for the infinity norm.
@@ -47,6 +48,8 @@ class Engine {
   bool skipped_on_host();       // the same without waiting: false where only a device knows
   // 0-d float on the device, 1 if the last step's norm was not finite; none where no parameter had a gradient.
   std::optional<at::Tensor> found_infinite();
+  Report report();                    // of the last step: waits for the device
+  at::Tensor report_bytes();          // the same, in a tensor of bytes on the device; nothing waits
   std::string nonfinite_parameter();  // name of the first parameter whose gradient was not finite, or ""
   std::vector<std::pair<std::string, at::Tensor>> grad_norms();
 
@@ -64,8 +67,9 @@ class Engine {
     bool brief = false;    // over before another thread could use the Python lock
     std::vector<Slot> previous;
     std::vector<int> previous_rules;
-    std::vector<int> members;               // index of the member in each slot
-    at::Tensor loss_scale, found_infinite;  // on this device, kept alive for the step
+    std::vector<int> members;                 // index of the member in each slot
+    at::Tensor loss_scale, found_infinite;    // on this device, kept alive for the step
+    at::Tensor policy_state, parameter_sums;  // likewise
   };
 
   std::vector<int> prepare(const pybind11::dict& state, const StepSettings& settings);

@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "binding/engine.h"
+#include "binding/policy_chain.h"
 #include "cpu/instruction_set.h"
 
 #ifndef GRADFAST_CUDA_ARCHS
@@ -12,7 +13,28 @@
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   namespace py = pybind11;
   using gradfast::Engine;
+  using gradfast::PolicyChain;
+  using gradfast::Report;
   using gradfast::StepSettings;
+
+  py::class_<PolicyChain>(module, "PolicyChain")
+      .def(py::init(&gradfast::chain_of), py::arg("policies"))
+      .def_property_readonly("state_size", &gradfast::state_size)
+      .def("run", &gradfast::run_chain_over, py::arg("state"), py::arg("norms"));
+
+  module.def("clip_by_policies_", &gradfast::clip_by_policies_, py::arg("gradients"), py::arg("numbers"),
+             py::arg("chain"), py::arg("state"), py::arg("norm_type"));
+
+  py::class_<Report>(module, "Report")
+      .def(py::init(&gradfast::report_of), py::arg("bytes"))
+      .def_readonly("sum", &Report::sum)
+      .def_readonly("norm", &Report::norm)
+      .def_readonly("coefficient", &Report::coefficient)
+      .def_readonly("limit", &Report::limit)
+      .def_readonly("decider", &Report::decider)
+      .def_readonly("skipped", &Report::skipped)
+      .def_readonly("skipped_steps", &Report::skipped_steps)
+      .def_readonly("first_nonfinite", &Report::first_nonfinite);
 
   py::class_<StepSettings>(module, "StepSettings")
       .def(py::init<>())
@@ -23,7 +45,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_readwrite("found_infinite", &StepSettings::found_infinite)
       .def_readwrite("parameters_by_chance", &StepSettings::parameters_by_chance)
       .def_readwrite("states_by_chance", &StepSettings::states_by_chance)
-      .def_readwrite("rounding_seed", &StepSettings::rounding_seed);
+      .def_readwrite("rounding_seed", &StepSettings::rounding_seed)
+      .def_readwrite("policies", &StepSettings::policies)
+      .def_readwrite("policy_state", &StepSettings::policy_state);
 
   py::class_<Engine>(module, "Engine")
       .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
@@ -31,7 +55,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("read_groups", &Engine::read_groups, py::arg("param_groups"), py::arg("rule_settings"))
       .def("step", &Engine::step, py::arg("state"), py::arg("settings"))
       .def("measure", &Engine::measure, py::arg("state"), py::arg("settings"))
-      .def("update", &Engine::update, py::arg("total_sum"))
+      .def("update", &Engine::update, py::arg("total_sum"), py::arg("parameter_sums") = py::none())
       .def("total_sum", &Engine::total_sum)
       .def("member_sums", &Engine::member_sums)
       .def("grad_norm", &Engine::grad_norm)
@@ -40,6 +64,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("last_skipped", &Engine::last_skipped)
       .def("skipped_on_host", &Engine::skipped_on_host)
       .def("found_infinite", &Engine::found_infinite)
+      .def("report", &Engine::report)
+      .def("report_bytes", &Engine::report_bytes)
       .def("nonfinite_parameter", &Engine::nonfinite_parameter)
       .def("grad_norms", &Engine::grad_norms)
       .def("mark_fresh", &Engine::mark_fresh, py::arg("parameters"))

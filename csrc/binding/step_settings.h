@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "rules/policy.h"
+
 namespace gradfast {
 
 struct StepSettings {
@@ -23,6 +25,10 @@ struct StepSettings {
   bool parameters_by_chance = false;
   bool states_by_chance = false;
   std::uint64_t rounding_seed = 0;
+
+  // Clip policies, and the tensor that holds their state. It lives on the device of the first parameters.
+  PolicyChain policies;
+  std::optional<at::Tensor> policy_state;
 };
 
 }  // namespace gradfast

@@ -43,6 +43,10 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
       }
 #pragma omp barrier
     }
+    if (updates && clips_each_tensor(problem.clip.policies)) {
+#pragma omp single
+      if (measures) sum_tensors(problem.norm);
+    }
     // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
     const double sum = measures ? combine(problem.norm) : given;
     const ClipDecision mine = decide(problem, sum);
@@ -52,7 +56,7 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
     }
     if (updates && !mine.skip) {
       for (int t; (t = next_update.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-        update_task(problem, plan_.tasks[t], mine.scale);
+        update_task(problem, plan_.tasks[t], mine);
       }
     }
   };
@@ -95,17 +99,21 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
   }
 }
 
-void Stepper::update_task(const Problem& problem, const Task& task, double scale) const {
+void Stepper::update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const {
   alignas(16) std::byte constants[kMaxConstantsBytes];
   const Slot* prepared = nullptr;  // the constants are those of this slot: neighbours mostly share them
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
     const UpdateFunctions& functions = functions_[chunk.tensor];
-    const bool same = prepared != nullptr && prepared->group == slot.group && prepared->dtype == slot.dtype &&
+    const bool same = prepared != nullptr && (!decision.each_tensor || prepared == &slot) &&
+                      prepared->group == slot.group && prepared->dtype == slot.dtype &&
                       (prepared->step == slot.step || (prepared->step && slot.step && *prepared->step == *slot.step));
     if (!same) {
       const double step = slot.step == nullptr ? 1.0 : *slot.step + 1.0;
+      const double scale = decision.each_tensor ? tensor_scale(problem.clip, decision, static_cast<int>(slot.number),
+                                                               norm_of_tensor(problem, chunk.tensor))
+                                                : decision.scale;
       functions.prepare(problem.groups[slot.group].values, step, scale, constants);
       prepared = &slot;
     }
@@ -135,13 +143,24 @@ double Stepper::combine(const Norm& norm) const {
   return total;
 }
 
+void Stepper::sum_tensors(const Norm& norm) {
+  std::fill(tensor_sums_.begin(), tensor_sums_.end(), 0.0);
+  for (std::size_t c = 0; c < chunk_sums_.size(); ++c) {
+    double& sum = tensor_sums_[plan_.chunks[c].tensor];
+    sum = join(norm, sum, chunk_sums_[c]);
+  }
+}
+
+// The norm of one tensor's gradient in memory, of which another process may hold parts.
+double Stepper::norm_of_tensor(const Problem& problem, std::int32_t tensor) const {
+  const double sum =
+      problem.parameter_sums == nullptr ? tensor_sums_[tensor] : problem.parameter_sums[problem.slots[tensor].number];
+  return gradfast::finish(problem.norm, sum);
+}
+
 void Stepper::finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision) {
   if (phase != Phase::update) {
-    std::fill(tensor_sums_.begin(), tensor_sums_.end(), 0.0);
-    for (std::size_t c = 0; c < chunk_sums_.size(); ++c) {
-      double& sum = tensor_sums_[plan_.chunks[c].tensor];
-      sum = join(problem.norm, sum, chunk_sums_[c]);
-    }
+    sum_tensors(problem.norm);
     const auto bad = std::find_if_not(tensor_sums_.begin(), tensor_sums_.end(), is_finite);
     report_.first_nonfinite = bad == tensor_sums_.end() ? -1 : static_cast<std::int32_t>(bad - tensor_sums_.begin());
   }
@@ -152,6 +171,10 @@ void Stepper::finish(const Problem& problem, Phase phase, double total, const Cl
   report_.decider = decision.decider;
   report_.found_infinite = is_finite(decision.norm) ? 0.0f : 1.0f;
   if (phase == Phase::measure) return;
+  for (std::size_t t = 0; decision.each_tensor && t < problem.slots.size(); ++t) {
+    advance_tensor(problem.clip, decision, static_cast<int>(problem.slots[t].number),
+                   norm_of_tensor(problem, static_cast<std::int32_t>(t)));
+  }
   advance_policies(problem.clip, decision);
   report_.skipped = decision.skip ? 1 : 0;
   report_.skipped_steps += report_.skipped;

@@ -23,7 +23,9 @@ class Stepper {
  private:
   void prepare(const Problem& problem);
   void measure_task(const Problem& problem, const Task& task);
-  void update_task(const Problem& problem, const Task& task, double scale) const;
+  void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
+  void sum_tensors(const Norm& norm);
+  double norm_of_tensor(const Problem& problem, std::int32_t tensor) const;
   double combine(const Norm& norm) const;
   void finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision);
 

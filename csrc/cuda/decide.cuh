@@ -58,6 +58,24 @@ GF_DEVICE_CALL ClipDecision decide(const Header& header, double sum) {
   return decide(header.clip, finish(header.norm, sum), loss_scale, found_infinite);
 }
 
+// Where a policy clips each tensor by itself: what the gradients of each tensor of this block are multiplied with, a
+// warp a tensor. Blocks that share one write the same. memory.sum is set; the decision is made anew, as that costs less
+// than keeping it in registers.
+GF_DEVICE_CALL void scale_tensors(const Header& header, BlockMemory& memory, Share share) {
+  block_barrier();  // memory.sum is there
+  const ClipDecision decision = decide(header, memory.sum);
+  const std::int32_t last = share.first < share.last ? header.chunks[share.last - 1].tensor : -1;
+  const std::int32_t first = share.first < share.last ? header.chunks[share.first].tensor : 0;
+  GF_NO_UNROLL
+  for (int t = first + warp_index(); t <= last; t += kWarps) {
+    const int number = header.tensors[t].number;
+    const double sum = header.parameter_sums ? header.parameter_sums[number] : tensor_sum(header, t);
+    const double scale = tensor_scale(header.clip, decision, number, finish(header.norm, sum));
+    if (lane_index() == 0) header.tensor_scales[t] = scale;
+  }
+  block_barrier();
+}
+
 // Leaves the tensors' sums, shared out among all warps of the grid, and by the first block the report.
 GF_DEVICE void write_report(const Header& header, BlockMemory& memory, const ClipDecision& decision, double sum) {
   const bool measured = header.total == nullptr;
@@ -103,6 +121,15 @@ GF_DEVICE_CALL void finish_step(const Header& header, BlockMemory& memory) {
   if (!is_last_block(header, memory)) return;
   const ClipDecision decision = decide(header, memory.sum);
   block_barrier();  // the state is old until everyone has decided
+  if ((header.tasks & kCount) && decision.each_tensor) {
+    for (int t = thread_index(); t < header.tensor_count; t += kThreads) {
+      const TensorEntry& tensor = header.tensors[t];
+      const double* sum =
+          header.parameter_sums ? header.parameter_sums + tensor.number : header.tensor_sums + tensor.slot;
+      advance_tensor(header.clip, decision, tensor.number, finish(header.norm, load_shared_by_blocks(sum)));
+    }
+    block_barrier();
+  }
   if ((header.tasks & kUpdate) && !decision.skip) {
     for (int tensor = header.first_tensor + thread_index(); tensor < header.last_tensor; tensor += kThreads) {
       if (float* step = header.tensors[tensor].step) *step += 1.0f;

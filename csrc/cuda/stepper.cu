@@ -148,7 +148,7 @@ class Stepper::Implementation {
     report_launch_.kernel = report_kernels();
     report_launch_.blocks = blocks_for(schedule_.slots.size(), device_.multiprocessors);
     make_tensors(problem);
-    workspace_.reserve((schedule_.chunks.size() + schedule_.slots.size() + 1) * sizeof(double));
+    workspace_.reserve((schedule_.chunks.size() + 2 * schedule_.slots.size() + 1) * sizeof(double));
     layouts_ = problem.layouts;
     scheduled_ = true;
   }
@@ -214,6 +214,7 @@ class Stepper::Implementation {
       tensors_[t].group = slot.group;
       tensors_[t].layout = slot.layout;
       tensors_[t].slot = schedule_.slots[t];
+      tensors_[t].number = static_cast<std::int32_t>(slot.number);
       tensors_[t].first_chunk = schedule_.first_chunks[t];
     }
     tensors_.back().first_chunk = schedule_.first_chunks.back();
@@ -299,11 +300,14 @@ class Stepper::Implementation {
     header.changing = in_arguments_ ? nullptr : changing_table_.use(capturing_);
     header.partials = partials();
     header.tensor_sums = tensor_sums();
+    header.tensor_scales = tensor_sums() + schedule_.slots.size();
     header.report = report();
     header.finished = &fixed_.at<Fixed>()->finished;
     header.total = total;
     header.loss_scale = problem.loss_scale;
     header.found_infinite = problem.found_infinite;
+    header.parameter_sums = problem.parameter_sums;
+    header.each_tensor = clips_each_tensor(problem.clip.policies) ? 1 : 0;
     header.norm = problem.norm;
     header.clip = problem.clip;
     header.chunk_count = static_cast<std::int32_t>(schedule_.chunks.size());

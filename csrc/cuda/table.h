@@ -36,6 +36,7 @@ struct TensorEntry {
   std::int32_t layout;       // as in Slot
   std::int32_t slot;         // where the tensor stands in Problem::slots
   std::int32_t first_chunk;  // its chunks end where the next tensor's begin; an entry more than tensors ends the last
+  std::int32_t number;       // as in Slot
 };
 
 struct GroupEntry {
@@ -61,13 +62,17 @@ struct Header {
   const void* changing;        // the changing table in device memory; null: it follows the header
   double* partials;            // sum of powers of each chunk
   double* tensor_sums;         // in the order of Problem::slots
+  double* tensor_scales;       // in the order of the tensors, where a policy gives each a factor of its own
   Report* report;
   std::uint32_t* finished;  // blocks of this launch that are done; zero between launches
   const double* total;      // a sum that the caller brings; null: the chunks' partial sums are added up
   const float* loss_scale;
   const float* found_infinite;
+  const double* parameter_sums;  // as in Problem
   Norm norm;
   ClipSettings clip;
+  std::int32_t each_tensor;  // 1: a policy clips each tensor by itself
+  std::int32_t unused;
   std::int32_t tasks;  // of enum Task
   std::int32_t chunk_count;
   std::int32_t tensor_count;

@@ -11,7 +11,7 @@ namespace gradfast::cuda {
 
 // What a rule's constants were made from. The next chunk mostly needs the same.
 struct Prepared {
-  std::int32_t group = -1;
+  std::int32_t shared_by = -1;  // group; or tensor, where each has a factor of its own
   float updates = 0;
 };
 
@@ -33,13 +33,16 @@ GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, doubl
 
 // The constants for `tensor`. They are handed from lane to lane in shared memory, `constants_of_warp`.
 template <class Rule, class Storage>
-GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, Changing changing, const TensorEntry& tensor,
-                                                    double scale, unsigned char* constants_of_warp) {
+GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, const Header& header, Changing changing,
+                                                    int index, double scale, unsigned char* constants_of_warp) {
+  const TensorEntry& tensor = header.tensors[index];
   const float updates = tensor.step ? *tensor.step : 0.0f;
-  if (prepared.group != tensor.group || prepared.updates != updates) {
-    prepared = {tensor.group, updates};
+  const std::int32_t shared_by = header.each_tensor ? index : tensor.group;
+  if (prepared.shared_by != shared_by || prepared.updates != updates) {
+    prepared = {shared_by, updates};
     warp_barrier();  // nobody reads the old ones any more
     if (lane_index() == 0) {
+      if (header.each_tensor) scale = header.tensor_scales[index];
       make_constants<Rule, Storage>(changing.groups[tensor.group], updates, scale, constants_of_warp);
     }
     warp_barrier();
@@ -184,7 +187,7 @@ GF_DEVICE void update_chunks(const Header& header, Changing changing, Share shar
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& tensor = header.tensors[chunk.tensor];
     if (tensor.layout >= 0) continue;
-    const auto& constants = prepare<Rule, Storage>(prepared, changing, tensor, scale, constants_of_warp);
+    const auto& constants = prepare<Rule, Storage>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     ChunkArrays<Rule, Storage> arrays(tensor, changing.gradients[chunk.tensor], chunk.offset);
     if (const Storage* copy = kept(chunk, arrays.gradient)) arrays.gradient = copy;
     update_dense(constants, arrays, chunk.length, lane_index());
@@ -201,7 +204,7 @@ GF_DEVICE_CALL void update_strided_chunks(const Header& header, Changing changin
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& tensor = header.tensors[chunk.tensor];
     if (tensor.layout < 0) continue;
-    const auto& constants = prepare<Rule, Storage>(prepared, changing, tensor, scale, constants_of_warp);
+    const auto& constants = prepare<Rule, Storage>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     const ChunkArrays<Rule, Storage> arrays(tensor, changing.gradients[chunk.tensor], 0);
     update_strided(constants, arrays, header.layouts[tensor.layout], chunk.offset, chunk.length, lane_index());
   }

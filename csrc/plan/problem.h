@@ -59,6 +59,10 @@ struct Problem {
   const float* loss_scale = nullptr;      // mixed precision: the gradients in memory carry this factor
   const float* found_infinite = nullptr;  // mixed precision: nonzero asks to skip
   std::uint64_t rounding_seed = 0;        // of all rounding by chance
+
+  // Sums of powers by Slot::number, for policies that clip each tensor by itself; null: this device's own. Whoever
+  // holds only a part of each parameter brings those of the whole, in the memory of the device.
+  const double* parameter_sums = nullptr;
 };
 
 // The random bits that serve array number `array` of a Slot: which pair of random_words, and how far up in a word.

@@ -15,6 +15,7 @@ namespace gradfast {
 struct AutoClip {
   static constexpr const char* kName = "auto_clip";
   static constexpr int kValues = 1;  // percentile, 0 to 100
+  static constexpr bool kEachTensor = false;
   enum State { kCount, kNext, kSorted };
   static constexpr int state_size(int window) { return kSorted + 2 * window; }
 

@@ -4,7 +4,9 @@
 // not finite changes no state.
 #pragma once
 
+#include "rules/ada_gc.h"
 #include "rules/auto_clip.h"
+#include "rules/parameter_norm.h"
 #include "rules/policy.h"
 #include "rules/skip_spikes.h"
 #include "rules/zclip.h"
@@ -15,7 +17,7 @@ template <class... Policy>
 struct PolicyList {};
 
 // Every policy. A new one adds its header and its name here, and all backends have it.
-using Policies = PolicyList<GlobalNorm, SkipSpikes, ZClip, AutoClip>;
+using Policies = PolicyList<GlobalNorm, SkipSpikes, ZClip, AutoClip, ParameterNorm, AdaGC>;
 
 // Calls `function` with the struct of policy number `kind`.
 template <class Function, class First, class... Rest>
@@ -59,6 +61,36 @@ GF_HOST_DEVICE ChainVerdict run_chain(const PolicyChain& chain, double norm, boo
     norm *= coefficient;
   }
   return result;
+}
+
+// True where the last policy clips every parameter's gradient by itself.
+GF_HOST_DEVICE bool clips_each_tensor(const PolicyChain& chain) {
+  return chain.count > 0 && with_policy(Policies{}, chain.policies[chain.count - 1].kind,
+                                        [](auto kind) { return decltype(kind)::kEachTensor; });
+}
+
+// What that policy makes of parameter `number`, of which the global clipping left `norm`.
+GF_HOST_DEVICE double tensor_coefficient(const PolicyChain& chain, int number, double norm) {
+  const Policy& policy = chain.policies[chain.count - 1];
+  return with_policy(Policies{}, policy.kind, [&](auto kind) {
+    if constexpr (decltype(kind)::kEachTensor) {
+      return decltype(kind)::tensor_coefficient(policy, chain.state + policy.state, number, norm);
+    } else {
+      return 1.0;
+    }
+  });
+}
+
+// Brings the state of parameter `number` up to date. For one thread, after everyone has asked for its coefficient.
+GF_HOST_DEVICE void advance_tensor(const PolicyChain& chain, int number, double norm) {
+  if (!is_usable(norm)) return;
+  const double left = norm * tensor_coefficient(chain, number, norm);
+  const Policy& policy = chain.policies[chain.count - 1];
+  with_policy(Policies{}, policy.kind, [&](auto kind) {
+    if constexpr (decltype(kind)::kEachTensor) {
+      decltype(kind)::advance_tensor(policy, chain.state + policy.state, number, left);
+    }
+  });
 }
 
 }  // namespace gradfast

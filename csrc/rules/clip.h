@@ -30,6 +30,7 @@ struct ClipDecision {
   double limit;           // what the norm was held to; infinity where it was not
   std::int32_t decider;   // the policy that skipped or clipped, counted from 0; -1: none
   bool skip;              // true: this step changes nothing
+  bool each_tensor;       // true: every tensor has a factor of its own, see tensor_scale
   bool reached_policies;  // false: the step was bad before any policy saw it
 };
 
@@ -53,7 +54,22 @@ GF_HOST_DEVICE ClipDecision decide(const ClipSettings& settings, double measured
     }
   }
   decision.scale = decision.coefficient / loss_scale;
+  decision.each_tensor = decision.reached_policies && clips_each_tensor(settings.policies);
   return decision;
+}
+
+// What the gradient of parameter `number` in memory is multiplied with, where its norm there is `measured_norm`.
+GF_HOST_DEVICE double tensor_scale(const ClipSettings& settings, const ClipDecision& decision, int number,
+                                   double measured_norm) {
+  if (!decision.each_tensor) return decision.scale;
+  return decision.scale * tensor_coefficient(settings.policies, number, measured_norm * decision.scale);
+}
+
+// Brings one parameter's part of the policies' state up to date; before advance_policies.
+GF_HOST_DEVICE void advance_tensor(const ClipSettings& settings, const ClipDecision& decision, int number,
+                                   double measured_norm) {
+  if (!decision.each_tensor || decision.skip || !is_usable(decision.norm)) return;
+  advance_tensor(settings.policies, number, measured_norm * decision.scale);
 }
 
 // Brings the policies' state up to date, once everyone has decided. For one thread.

@@ -5,6 +5,12 @@
 //   judge    reads the state and says what to do with a step of this norm; every block of a GPU comes to the same
 //   advance  writes the state that the next step sees; one thread does it, after everyone has judged
 //
+// One with kEachTensor clips every parameter's gradient on top, by the norm of that alone; it ends a chain:
+//
+//   tensor_coefficient   the factor for one parameter, from what is left of its norm after the policies before
+//   advance_tensor       writes the state of that parameter, from what is left of its norm after all clipping; before
+//                        advance
+//
 // The state of all policies of an optimiser is one array of doubles in the memory of the device, all zero at first, so
 // that it is copied, saved and replayed in a graph as any tensor is. Norms are those of the true (unscaled) gradients.
 // A sample that is not finite never enters a state: see `is_usable`.
@@ -33,8 +39,8 @@ struct PolicyChain {
 };
 
 struct Verdict {
-  double limit = INFINITY;  // the largest norm that is let through, whether this one is above it or not
-  bool skip = false;        // leave this step out
+  double limit = INFINITY;  // the norm is clipped to that
+  bool skip = false;        // leave this step out: the norm is above the limit
 };
 
 GF_HOST_DEVICE bool is_finite(double x) { return x - x == 0.0; }
@@ -54,6 +60,7 @@ GF_HOST_DEVICE double clip_coefficient(double limit, double norm) {
 struct GlobalNorm {
   static constexpr const char* kName = "global_norm";
   static constexpr int kValues = 1;  // max_norm
+  static constexpr bool kEachTensor = false;
   static constexpr int state_size(int) { return 0; }
 
   static GF_HOST_DEVICE Verdict judge(const Policy& policy, const double*, double) { return {policy.values[0], false}; }

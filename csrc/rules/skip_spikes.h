@@ -15,6 +15,7 @@ namespace gradfast {
 struct SkipSpikes {
   static constexpr const char* kName = "skip_spikes";
   static constexpr int kValues = 2;  // sigmas, exact
+  static constexpr bool kEachTensor = false;
   enum State { kCount, kNext, kMean, kDeviation, kRing };
   static constexpr int state_size(int window) { return kRing + window; }
 
@@ -22,7 +23,7 @@ struct SkipSpikes {
     const int enough = policy.window / 2 > 2 ? policy.window / 2 : 2;
     if (state[kCount] < enough) return {};
     const double limit = state[kMean] + policy.values[0] * state[kDeviation];
-    return {limit, norm > limit};
+    return norm > limit ? Verdict{limit, true} : Verdict{};
   }
 
   static GF_HOST_DEVICE void advance(const Policy& policy, double* state, double norm, const Verdict& verdict) {

@@ -19,6 +19,7 @@ namespace gradfast {
 struct ZClip {
   static constexpr const char* kName = "zclip";
   static constexpr int kValues = 2;  // z_limit, alpha
+  static constexpr bool kEachTensor = false;
   static constexpr int kEnough = 5;
   enum State { kCount, kMean, kVariance, kOutlier, kSorted };  // kOutlier: the limit in the warm-up
   static constexpr int state_size(int warmup) { return kSorted + warmup; }

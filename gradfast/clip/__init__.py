@@ -1,5 +1,19 @@
-"""Clipping as functions on gradients: torch.nn.utils' signatures on gradfast's kernels."""
+"""Clipping as functions on gradients with torch.nn.utils' signatures, and clip policies for optimisers."""
 
 from gradfast.clip.functions import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from gradfast.clip.policies import AdaGC, AutoClip, Chain, GlobalNorm, PerParameterNorm, Policy, SkipSpikes, ZClip
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
+__all__ = [
+    "AdaGC",
+    "AutoClip",
+    "Chain",
+    "GlobalNorm",
+    "PerParameterNorm",
+    "Policy",
+    "SkipSpikes",
+    "ZClip",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
@@ -54,8 +55,8 @@ class Adam(_Adam, torch.optim.Adam):
 
     Arguments and state are those of `torch.optim.Adam` (Kingma and Ba 2015; AMSGrad: Reddi, Kale, Kumar 2018), and
     checkpoints go both ways. `foreach`, `fused` and `capturable` are accepted and change nothing: a step can be
-    captured in a CUDA graph as it is. With `decoupled_weight_decay=True` it is AdamW. For `max_norm`, `norm_type`, `l1`
-    and `nonfinite` see `ClippedOptimizer`.
+    captured in a CUDA graph as it is. With `decoupled_weight_decay=True` it is AdamW. For `max_norm`, `clip`,
+    `norm_type`, `l1` and `nonfinite` see `ClippedOptimizer`.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -78,6 +79,7 @@ class Adam(_Adam, torch.optim.Adam):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         max_norm: float | None = None,
+        clip: Policy | None = None,
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
@@ -99,7 +101,9 @@ class Adam(_Adam, torch.optim.Adam):
             capturable=capturable,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self._init_clipping(
+            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
+        )
         self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
 
@@ -132,6 +136,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
+        clip: Policy | None = None,
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
@@ -144,5 +149,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
         )
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self._init_clipping(
+            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
+        )
         self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)

@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from gradfast._load import native
+from gradfast.clip.policies import GlobalNorm, Policy
 from gradfast.optim import states
-from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1
+from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1, norm_settings
 from gradfast.optim.eager import run_eagerly
+from gradfast.optim.policy_state import PolicyState
 from gradfast.optim.precision import Precision
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
@@ -39,6 +41,8 @@ class ClippedOptimizer(StepReport, Optimizer):
     Args:
         max_norm: largest global gradient norm that is let through; `None` measures but never clips. The gradients are
             multiplied by `min(1, max_norm / (norm + 1e-6))` as they are read; `p.grad` itself stays as it is.
+        clip: a clip policy instead of `max_norm`, such as `gradfast.clip.ZClip()`. What it remembers is saved under
+            "clip_state" of `state_dict()`.
         norm_type: p of the global norm, at least 1; `inf` for the largest magnitude.
         l1: L1 decay, beside the L2 of `weight_decay`; may differ between groups.
         nonfinite: what to do when the norm is NaN or infinite. "skip": change no parameter, no state and no step count,
@@ -60,6 +64,9 @@ class ClippedOptimizer(StepReport, Optimizer):
     # Tells a GradScaler that the step unscales and skips by itself: see gradfast.optim.scaling.
     _step_supports_amp_scaling = True
 
+    _clip: Policy | None = None
+    _policy_state: PolicyState | None = None  # where the policy is more than a limit
+
     # Joins the sums of powers of several processes into one, a 0-d tensor. Called between measuring and updating.
     _join_sums: Callable[[Any], Tensor] | None = None
 
@@ -80,8 +87,11 @@ class ClippedOptimizer(StepReport, Optimizer):
         fused: bool | None,
         differentiable: bool,
         process_group: ProcessGroup | None = None,
+        *,
+        clip: Policy | None = None,
     ) -> None:
         """Check and store what gradfast adds; called after the torch class's own `__init__`."""
+        max_norm, norm_type = norm_settings(clip, max_norm, norm_type)
         check_clipping(max_norm, norm_type, nonfinite)
         if differentiable:
             raise RuntimeError(
@@ -91,6 +101,9 @@ class ClippedOptimizer(StepReport, Optimizer):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         self.max_norm, self.norm_type, self.nonfinite = max_norm, float(norm_type), nonfinite
         self.process_group = process_group if process_group is not None else surrounding_group()
+        self._clip = clip
+        if clip is not None and not isinstance(clip, GlobalNorm):
+            self._policy_state = PolicyState(clip, sum(len(group["params"]) for group in self.param_groups))
         # Kept for whoever reads them; there is one implementation, and it is fused.
         self.defaults.update(l1=l1, fused=fused)
         for group in self.param_groups:
@@ -98,6 +111,11 @@ class ClippedOptimizer(StepReport, Optimizer):
             group["fused"] = fused
             check_l1(group)
         self._init_engine()
+
+    @property
+    def clip(self) -> Policy | None:
+        """The clip policy that the optimiser was made with."""
+        return self._clip
 
     # ---------------------------------------------------------------- the step
 
@@ -147,6 +165,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
         under_scaler = apply_scaling(self, settings)
         self.precision.apply(settings)
+        if self._policy_state is not None:
+            self._policy_state.give_to(settings, self.param_groups[0]["params"][0].device)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)
@@ -154,7 +174,7 @@ class ClippedOptimizer(StepReport, Optimizer):
             if missing:
                 raise RuntimeError(f"gradfast: no usable state for parameter {self._engine_names[missing[0]]!r}")
         if self.nonfinite == "raise" and not under_scaler:
-            if engine.last_skipped():
+            if engine.last_skipped() and engine.report().decider < 0:
                 raise RuntimeError(f"gradfast: {self._explain_skip()}; nothing was changed")
         elif engine.skipped_on_host():
             _log.log(logging.INFO if under_scaler else logging.WARNING, "step skipped: %s", self._explain_skip())
@@ -170,7 +190,11 @@ class ClippedOptimizer(StepReport, Optimizer):
             self._sharding.place_gradients()
         missing = engine.measure(self.state, settings)
         if not missing:
-            engine.update(self._join_sums(engine))
+            total = self._join_sums(engine)
+            each = None  # the sums of whole parameters, for a policy that clips each by itself
+            if self._clip is not None and self._clip.clips_each_parameter and self._sharding is not None:
+                each = self._sharding.reduction.sums
+            engine.update(total, each)
         return missing
 
     # ---------------------------------------------------------------- the engine
@@ -194,6 +218,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._sharding = sharding = sharding_of(parameters, names, replicated, self.process_group)
         if sharding is not None:
             self._join_sums = lambda engine: sharding.join(engine, self.norm_type)
+        if self._policy_state is not None:
+            self._policy_state.grow_to(len(parameters))
         self._engine = native.Engine(parameters, group_of, names)
         self._engine_parameters, self._engine_groups, self._engine_names = parameters, group_of, names
         return self._engine
@@ -232,10 +258,15 @@ class ClippedOptimizer(StepReport, Optimizer):
             group.pop("replicated", None)  # a matter of this run's ranks
             if not group.get("l1", True):
                 del group["l1"]
+        if self._policy_state is not None:
+            packed["clip_state"] = self._policy_state.state_dict()
         return self.precision.save(packed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but states that `precision` keeps in fp32 are not cast to the parameter's dtype on the way."""
+        """As torch's, but states that `precision` keeps in fp32 are not cast to the parameter's dtype on the way.
+
+        Clip policies go on from what was saved, or anew where nothing of theirs was.
+        """
         loaded: dict[str, Any] = {}
         hooks = [
             self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given)),  # after the user's hooks
@@ -246,10 +277,12 @@ class ClippedOptimizer(StepReport, Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        if self._policy_state is not None:
+            self._policy_state.load_state_dict(loaded.get("clip_state"))
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = {key: getattr(self, key) for key in (*CLIP_SETTINGS, "precision")}
-        return {**super().__getstate__(), **settings, "process_group": group_name(self.process_group)}
+        kept = {key: getattr(self, key) for key in (*CLIP_SETTINGS, "precision", "_clip", "_policy_state")}
+        return {**super().__getstate__(), **kept, "process_group": group_name(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own_l1 = [group.get("l1", 0.0) for group in self.__dict__.get("param_groups", ())]
@@ -267,6 +300,7 @@ class ClippedOptimizer(StepReport, Optimizer):
             self._init_engine()
 
     def __repr__(self) -> str:
-        clipping = ", ".join(f"{key}={getattr(self, key)!r}" for key in CLIP_SETTINGS)
+        shown = CLIP_SETTINGS if self._clip is None else (*CLIP_SETTINGS, "clip")
+        clipping = ", ".join(f"{key}={getattr(self, key)!r}" for key in shown)
         precision = "" if self.precision.is_default else f"    precision: {self.precision}\n"
         return f"{super().__repr__()[:-1]}    clipping: {clipping}\n{precision})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gradfast.clip.policies import GlobalNorm, Policy
+
 NONFINITE = ("skip", "propagate", "raise")
 CLIP_SETTINGS = ("max_norm", "norm_type", "nonfinite")
 
@@ -17,6 +19,21 @@ def check_clipping(max_norm: float | None, norm_type: float, nonfinite: str) -> 
         raise ValueError(f"Invalid norm_type value: {norm_type}; it must be at least 1, or inf")
     if nonfinite not in NONFINITE:
         raise ValueError(f"Invalid nonfinite value: {nonfinite!r}; it must be one of {', '.join(NONFINITE)}")
+
+
+def norm_settings(clip: Policy | None, max_norm: float | None, norm_type: float) -> tuple[float | None, float]:
+    """Return `max_norm` and `norm_type` as a policy wants them. `GlobalNorm` alone is nothing else but these two."""
+    if clip is None:
+        return max_norm, norm_type
+    if not isinstance(clip, Policy):
+        raise TypeError(f"clip= takes a clip policy such as gradfast.clip.GlobalNorm(1.0), got {clip!r}")
+    if max_norm is not None:
+        raise ValueError(f"give max_norm={max_norm} or clip={clip!r}, not both; or Chain(..., GlobalNorm({max_norm}))")
+    if norm_type not in (2.0, clip.norm_type):
+        raise ValueError(
+            f"norm_type={norm_type} is not that of {clip!r}; give it there: GlobalNorm(max_norm, norm_type)"
+        )
+    return clip.max_norm if isinstance(clip, GlobalNorm) else None, clip.norm_type
 
 
 def check_l1(group: dict[str, Any]) -> None:

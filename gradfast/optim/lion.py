@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate
@@ -35,6 +36,7 @@ class Lion(ClippedOptimizer):
         *,
         maximize: bool = False,
         max_norm: float | None = None,
+        clip: Policy | None = None,
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
@@ -47,7 +49,7 @@ class Lion(ClippedOptimizer):
         if not (lr >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"Invalid Lion settings: {lr=}, {weight_decay=} must be >= 0, {betas=} in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, None, None, False, process_group)
+        self._init_clipping(max_norm, norm_type, l1, nonfinite, None, None, False, process_group, clip=clip)
         self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:

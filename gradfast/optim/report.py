@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradfast.clip.policies import Policy
 from gradfast.optim.sharding import Sharding
 
 
@@ -17,6 +18,7 @@ class StepReport:
     _sharding: Sharding | None
     _settings: Any
     _skipped_before: int  # by earlier engines of this optimiser
+    _clip: Policy | None
 
     @property
     def grad_norm(self) -> Tensor:
@@ -30,7 +32,7 @@ class StepReport:
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps of this object were skipped for a non-finite norm. On CUDA, reading it waits."""
+        """How many steps were skipped, for a norm that was not finite or by a policy. On CUDA, reading it waits."""
         return self._skipped_before + (0 if self._engine is None else self._engine.skipped_steps())
 
     @property
@@ -65,6 +67,10 @@ class StepReport:
         return self._engine
 
     def _explain_skip(self) -> str:
+        report = self._engine.report()
+        if report.decider >= 0 and self._clip is not None:
+            policy = getattr(self._clip, "policies", (self._clip,))[report.decider]
+            return f"the gradient norm is {report.norm:.6g}, above {report.limit:.6g}, the limit of {policy!r}"
         name = self.nonfinite_parameter
         norm = self._engine.grad_norm().item()
         return f"the gradient norm is {norm}, first non-finite gradient in {name!r}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
@@ -25,8 +26,8 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         p <- p - lr * (nesterov ? g + momentum * m : m)
 
     Arguments and state are those of `torch.optim.SGD` (momentum as in Sutskever et al. 2013), and checkpoints go both
-    ways. `foreach` and `fused` are accepted and change nothing. For `max_norm`, `norm_type`, `l1` and `nonfinite` see
-    `ClippedOptimizer`.
+    ways. `foreach` and `fused` are accepted and change nothing. For `max_norm`, `clip`, `norm_type`, `l1` and
+    `nonfinite` see `ClippedOptimizer`.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -47,6 +48,7 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         max_norm: float | None = None,
+        clip: Policy | None = None,
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
@@ -57,7 +59,9 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         rounding_seed: int = 0,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach)
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group)
+        self._init_clipping(
+            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
+        )
         self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:

@@ -1,0 +1,46 @@
+"""Policies one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradfast.clip.policies.base import MAX_POLICIES, Policy, PolicySettings
+
+
+class Chain(Policy):
+    """Applies up to four policies in turn: each sees the norm that those before it let through.
+
+        Chain(SkipSpikes(), ZClip(), GlobalNorm(1.0))
+
+    A step that one of them skips is over: the policies behind it never hear of it. All share one `norm_type`, that of
+    the `GlobalNorm` among them, if there is one.
+    """
+
+    def __init__(self, *policies: Policy) -> None:
+        super().__init__()
+        self.policies: tuple[Policy, ...]
+        flat: list[Policy] = []
+        for policy in policies:
+            if not isinstance(policy, Policy):
+                raise TypeError(f"Chain takes clip policies such as GlobalNorm(1.0), got {policy!r}")
+            flat.extend(policy.policies if isinstance(policy, Chain) else [policy])
+        if not 1 <= len(flat) <= MAX_POLICIES:
+            raise ValueError(f"Chain takes 1 to {MAX_POLICIES} policies, got {len(flat)}")
+        for policy in flat[:-1]:
+            if policy.clips_each_parameter:
+                raise ValueError(f"{policy!r} clips each parameter by itself and must stand last in a Chain")
+        norm_types = {policy.norm_type for policy in flat if "norm_type" in policy.settings()}
+        if len(norm_types) > 1:
+            raise ValueError(f"one norm is measured a step, but the policies ask for norm_type {sorted(norm_types)}")
+        self.policies = tuple(flat)
+        self.clips_each_parameter = flat[-1].clips_each_parameter
+        self.norm_type = norm_types.pop() if norm_types else 2.0
+
+    def settings(self) -> dict[str, Any]:
+        return {"policies": self.policies}
+
+    def program(self, parameters: int) -> list[PolicySettings]:
+        return [settings for policy in self.policies for settings in policy.program(parameters)]
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.policies))})"

@@ -1,0 +1,264 @@
+"""What to do when a step goes wrong: count, draw back, warm up anew, roll back, or stop and say why."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradfast.guard.learning_rate import BackOff, LearningRateGuard, Rewarm
+from gradfast.guard.loss_watch import LossWatch
+from gradfast.guard.pending import PendingSteps, StepOutcome
+from gradfast.guard.snapshots import SnapshotRing, Stateful
+from gradfast.monitor.events import Event, worst
+
+_log = logging.getLogger("gradfast")
+_Batch = TypeVar("_Batch")
+
+
+class TrainingStopped(RuntimeError):  # noqa: N818  the end of a run, as StopIteration is of a loop
+    """The guard has done what it could. The message says what happened last; `events` has all of it."""
+
+    def __init__(self, message: str, events: list[Event]) -> None:
+        super().__init__(message)
+        self.events = events
+
+
+class Guard:
+    """Stands between a training loop and its optimiser.
+
+        guard = gradfast.guard.Guard(optimizer, model=model, scheduler=scheduler)
+        for inputs, labels in guard.batches(loader):
+            optimizer.zero_grad()
+            loss = criterion(model(inputs), labels)
+            loss.backward()
+            guard.step(loss)             # instead of optimizer.step()
+            scheduler.step()
+
+    A step is *bad* if it was skipped (a norm not finite, or a clip policy's word) or clipped to less than
+    `clipped_below` of its norm. After each bad step the learning rates draw back (`back_off`); after a burst of skipped
+    steps, and after a roll-back, they warm up anew (`rewarm`). When `max_consecutive_skips` steps in a row were
+    skipped, or the loss has left its course (`loss_watch`), everything goes back to the last snapshot and training goes
+    on with the batches that follow, so that those in between are left out, and `skip_batches` more; at most
+    `max_rollbacks` times, and without snapshots not at all: then `TrainingStopped` is raised.
+
+    On a GPU nothing waits in a step: what happened is fetched every `drain_every` steps, and acted upon then.
+
+    Args:
+        optimizer: one of gradfast's.
+        model, scheduler: part of every snapshot; neither is needed without snapshots.
+        also: further objects with `state_dict` and `load_state_dict` for the snapshots, by name, such as a GradScaler.
+        back_off: `BackOff()` by default; None leaves learning rates alone.
+        rewarm: `Rewarm()` by default; None for none.
+        snapshots: such as `SnapshotRing(every=100)`; None: no roll-back.
+        loss_watch: looks at the losses given to `step`; True for `LossWatch()`, False for none. Without snapshots a
+            divergence is an event and no more.
+        max_consecutive_skips: so many skipped steps in a row are one too many.
+        max_rollbacks: how often the run may go back before it is stopped.
+        skip_batches: batches that `batches()` leaves out after a roll-back.
+        clipped_below: clip coefficients below it make an event and a bad step. Lower it for a policy that clips most
+            steps.
+        drain_every: steps between two looks at the device; 1 on a CPU and 20 elsewhere by default.
+        on_event: called with every `gradfast.monitor.events.Event`; all of them are logged and kept in `events`.
+        keep_events: how many events are kept.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        model: nn.Module | None = None,
+        scheduler: Stateful | None = None,
+        also: dict[str, Stateful] | None = None,
+        back_off: BackOff | None = BackOff(),  # noqa: B008  frozen
+        rewarm: Rewarm | None = Rewarm(),  # noqa: B008
+        snapshots: SnapshotRing | None = None,
+        loss_watch: LossWatch | bool = True,
+        max_consecutive_skips: int = 20,
+        max_rollbacks: int = 3,
+        skip_batches: int = 0,
+        clipped_below: float = 0.1,
+        drain_every: int | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        keep_events: int = 1000,
+    ) -> None:
+        if not hasattr(optimizer, "grad_norms"):
+            raise TypeError(
+                f"Guard needs an optimiser of gradfast, got {type(optimizer).__name__}: gradfast.from_torch"
+            )
+        if snapshots is not None and model is None:
+            raise ValueError("Guard needs model= to take snapshots of it")
+        if max_consecutive_skips < 1 or (drain_every is not None and drain_every < 1):
+            raise ValueError(f"{max_consecutive_skips=} and {drain_every=} must be at least 1")
+        self.optimizer: Any = optimizer
+        self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler, **(also or {})}
+        self.parts = {name: part for name, part in self.parts.items() if part is not None}
+        self.learning_rate = LearningRateGuard(optimizer, back_off, rewarm)
+        self.snapshots = snapshots
+        self.loss_watch = loss_watch if isinstance(loss_watch, LossWatch) else LossWatch() if loss_watch else None
+        self.max_consecutive_skips, self.max_rollbacks = max_consecutive_skips, max_rollbacks
+        self.skip_batches, self.clipped_below = skip_batches, clipped_below
+        self.drain_every = drain_every
+        self.on_event = on_event
+        self.events: deque[Event] = deque(maxlen=keep_events)
+        self.steps = self.rollbacks = self.consecutive_skips = 0
+        self._pending = PendingSteps()
+        self._drop_batches = 0
+
+    # ---------------------------------------------------------------- in the loop
+
+    def step(self, loss: Tensor | float | None = None, scaler: Any = None) -> None:
+        """Do the optimiser's step under guard.
+
+        Args:
+            loss: of this step, for the loss watch; on a GPU it stays there.
+            scaler: a GradScaler, whose `step` is called instead; `scaler.update()` stays the caller's.
+
+        Raises:
+            TrainingStopped: too many skipped steps or too long a divergence, and no roll-back is left.
+        """
+        if self.snapshots is not None and self.steps % self.snapshots.every == 0:
+            self._take_snapshot()
+        with self.learning_rate.lowered():
+            if scaler is None:
+                self.optimizer.step()
+            else:
+                scaler.step(self.optimizer)
+        self.steps += 1
+        self._pending.add(self.steps, self.optimizer._stepped_engine(), loss)
+        if len(self._pending) >= (self.drain_every or self._usual_interval()):
+            self.drain()
+
+    def drain(self) -> None:
+        """Look at all steps since the last look, and act. Waits for the device; for the end of an epoch or of a run."""
+        for outcome in self._pending.fetch():
+            if self._act_upon(outcome):
+                break  # rolled back: what the steps after it did is undone
+
+    def batches(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
+        """The loader's batches, less those that are to be left out after a roll-back."""
+        for batch in loader:
+            if self._drop_batches > 0:
+                self._drop_batches -= 1
+                continue
+            yield batch
+
+    # ---------------------------------------------------------------- what happened
+
+    def _usual_interval(self) -> int:
+        return 1 if self.optimizer.param_groups[0]["params"][0].device.type == "cpu" else 20
+
+    def _act_upon(self, outcome: StepOutcome) -> bool:
+        """Take note of one step; True if the run was rolled back."""
+        report = outcome.report
+        skipped = bool(report.skipped)
+        bad = skipped or report.coefficient < self.clipped_below
+        if bad or not math.isfinite(report.norm):
+            self._record(self._event_of(outcome))
+        self.learning_rate.step_was(bad, skipped)
+        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+        if self.consecutive_skips >= self.max_consecutive_skips:
+            return self._roll_back(outcome, "skips", f"{self.consecutive_skips} steps in a row were skipped")
+        if skipped or self.loss_watch is None or outcome.loss is None:
+            return False  # what a skipped step's loss was does not tell where the run is
+        if self.loss_watch.diverged(outcome.loss):
+            why = (
+                f"the loss is {outcome.loss:.4g} and was above {self.loss_watch.threshold:.4g} for "
+                f"{self.loss_watch.high_in_a_row} steps in a row"
+            )
+            if self.snapshots is not None:
+                return self._roll_back(outcome, "loss", why)
+            if self.loss_watch.high_in_a_row == self.loss_watch.patience:
+                message = f"step {outcome.step}: {why}"
+                self._record(Event(outcome.step, "loss", report.norm, None, "applied", [], message))
+        return False
+
+    def _event_of(self, outcome: StepOutcome) -> Event:
+        report = outcome.report
+        rule, threshold = "nonfinite", None
+        if math.isfinite(report.norm):
+            policies = getattr(self.optimizer.clip, "policies", (self.optimizer.clip,))
+            rule = type(policies[report.decider]).__name__ if report.decider >= 0 else "max_norm"
+            threshold = report.limit
+        action = "skipped" if report.skipped else "clipped" if report.coefficient < 1 else "applied"
+        names, norms = self._norms_of(outcome)
+        found = worst(names, norms)
+        against = "" if threshold is None else f", against {threshold:.4g}"
+        leading = ", ".join(f"{name} {norm:.4g}" for name, norm in found)
+        message = f"step {outcome.step} {action} by {rule}: gradient norm {report.norm:.4g}{against}; worst: {leading}"
+        return Event(outcome.step, rule, report.norm, threshold, action, found, message)
+
+    def _norms_of(self, outcome: StepOutcome) -> tuple[list[str], list[float]]:
+        """Each parameter's gradient norm in that step, from the sums of powers that the norm was made of."""
+        p = self.optimizer.norm_type
+        root = 1.0 if math.isinf(p) else 1.0 / p
+        whole = outcome.report.sum**root if outcome.report.sum > 0 else math.nan
+        unscale = outcome.report.norm / whole if 0 < whole < math.inf else 1.0  # the loss scale's inverse
+        names, norms = [], []
+        for indices, sums in outcome.sums:
+            for index, value in zip(indices, sums, strict=True):
+                names.append(self.optimizer._engine_names[index])
+                norms.append(value**root * unscale if value == value else value)
+        return names, norms
+
+    def _record(self, event: Event) -> None:
+        self.events.append(event)
+        _log.warning("%s", event.message)
+        if self.on_event is not None:
+            self.on_event(event)
+
+    # ---------------------------------------------------------------- snapshots
+
+    def _take_snapshot(self) -> None:
+        self.drain()
+        healthy = self.consecutive_skips == 0 and (self.loss_watch is None or self.loss_watch.high_in_a_row == 0)
+        if self.snapshots is not None and healthy:
+            self.snapshots.take(self.steps, self.parts)
+
+    def _roll_back(self, outcome: StepOutcome, rule: str, why: str) -> bool:
+        if self.snapshots is None or not len(self.snapshots):
+            self._stop(outcome, rule, why, "there is no snapshot to go back to: give Guard snapshots=SnapshotRing()")
+        if self.rollbacks >= self.max_rollbacks:
+            self._stop(outcome, rule, why, f"the run was rolled back {self.rollbacks} times already")
+        step = self.snapshots.restore(self.parts)  # type: ignore[union-attr]
+        self.rollbacks += 1
+        self.consecutive_skips = 0
+        self._drop_batches = self.skip_batches
+        self.learning_rate.skipped_in_a_row = 0
+        self.learning_rate.warm_up()
+        if self.loss_watch is not None:
+            self.loss_watch.reset()
+        message = f"step {outcome.step}: {why}; rolled back to step {step} ({self.rollbacks} of {self.max_rollbacks})"
+        self._record(Event(outcome.step, rule, outcome.report.norm, None, "rolled back", [], message))
+        return True
+
+    def _stop(self, outcome: StepOutcome, rule: str, why: str, no_help: str) -> None:
+        message = f"training stopped at step {outcome.step}: {why}, and {no_help}"
+        self._record(Event(outcome.step, rule, outcome.report.norm, None, "stopped", [], message))
+        last = "".join(f"\n  {event.message}" for event in list(self.events)[-6:-1])
+        raise TrainingStopped(message + (f". Before that:{last}" if last else ""), list(self.events))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The guard's own state. Snapshots are not in it: a resumed run begins a new ring."""
+        self.drain()
+        return {
+            "steps": self.steps,
+            "rollbacks": self.rollbacks,
+            "consecutive_skips": self.consecutive_skips,
+            "learning_rate": self.learning_rate.state_dict(),
+            "losses": [] if self.loss_watch is None else list(self.loss_watch.recent),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.rollbacks = state["steps"], state["rollbacks"]
+        self.consecutive_skips = state["consecutive_skips"]
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        if self.loss_watch is not None:
+            self.loss_watch.recent.extend(state["losses"])
