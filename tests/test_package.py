@@ -12,7 +12,7 @@ import pytest
 import gradfast
 
 # Used from the command line; or a folder whose modules are imported one by one.
-WITHOUT_SYMBOLS = {"gradfast.bench", "gradfast.train", "gradfast.integrations"}
+WITHOUT_SYMBOLS = ("gradfast.bench", "gradfast.train", "gradfast.integrations")
 
 
 def public_modules() -> list[str]:
@@ -25,7 +25,7 @@ def public_modules() -> list[str]:
 def test_every_public_symbol_is_there_and_documented(module_name: str) -> None:
     module = importlib.import_module(module_name)
     assert module.__doc__, module_name
-    assert getattr(module, "__all__", None) or module_name in WITHOUT_SYMBOLS, f"{module_name} has no __all__"
+    assert getattr(module, "__all__", None) or module_name.startswith(WITHOUT_SYMBOLS), f"{module_name} has no __all__"
     names = getattr(module, "__all__", [])
     assert len(set(names)) == len(names)
     for name in names:
