@@ -157,8 +157,9 @@ def rnn_adding_problem(seed: int, broken: bool) -> Task:
         chance=1 / 6,
         good=0.155,
         loss=F.mse_loss,
-        steps=300,
-        options={"lr": 0.05 if broken else 0.02, "momentum": 0.9},
+        steps=500 if broken else 300,
+        optimizer="SGD" if broken else "Adam",
+        options={"lr": 0.05, "momentum": 0.9} if broken else {"lr": 3e-3},
         mend=mend,
         mend_name="identity recurrence",
     )
@@ -292,11 +293,10 @@ def detection_without_norm(seed: int, broken: bool) -> Task:
     for number in range(depth - 1):
         layers += [nn.Conv2d(16, 16, 3, stride=2 if number == 0 else 1, padding=1), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, 4))
-    if broken:
-        cures.init_model(model, "kaiming", verbose=False)
-        for module in model:
-            if isinstance(module, nn.Conv2d):
-                module.weight.data.mul_(1.4)
+    cures.init_model(model, "kaiming", verbose=False)
+    for module in model:
+        if broken and isinstance(module, nn.Conv2d):
+            module.weight.data.mul_(1.4)
 
     def loss(boxes: Tensor, targets: Tensor) -> Tensor:
         return F.smooth_l1_loss(boxes, targets, reduction="none").sum(1).mean()
