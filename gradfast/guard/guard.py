@@ -182,8 +182,8 @@ class Guard:
         report = outcome.report
         rule, threshold = "nonfinite", None
         if math.isfinite(report.norm):
-            policies = getattr(self.optimizer.clip, "policies", (self.optimizer.clip,))
-            rule = type(policies[report.decider]).__name__ if report.decider >= 0 else "max_norm"
+            clip = self.optimizer.clip
+            rule = type(clip.decider(report.decider)).__name__ if report.decider >= 0 else "max_norm"
             threshold = report.limit
         action = "skipped" if report.skipped else "clipped" if report.coefficient < 1 else "applied"
         names, norms = self._norms_of(outcome)

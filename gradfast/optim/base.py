@@ -167,6 +167,9 @@ class ClippedOptimizer(StepReport, Optimizer):
         self.precision.apply(settings)
         if self._policy_state is not None:
             self._policy_state.give_to(settings, self.param_groups[0]["params"][0].device)
+            if self._policy_state.policy.rewrites_gradients:
+                with torch.no_grad():
+                    self._policy_state.policy.rewrite_(self._engine_parameters, self._engine_names, settings.loss_scale)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)

@@ -69,7 +69,7 @@ class StepReport:
     def _explain_skip(self) -> str:
         report = self._engine.report()
         if report.decider >= 0 and self._clip is not None:
-            policy = getattr(self._clip, "policies", (self._clip,))[report.decider]
+            policy = self._clip.decider(report.decider)
             return f"the gradient norm is {report.norm:.6g}, above {report.limit:.6g}, the limit of {policy!r}"
         name = self.nonfinite_parameter
         norm = self._engine.grad_norm().item()

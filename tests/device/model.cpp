@@ -308,7 +308,8 @@ void Model::check_step(gradfast::cuda::Stepper& stepper) {
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
     const double relative = size_of(tensors_[t].dtype) == 2 ? 1e-7 : 1e-13;
     check(close(sums[t], sum_of(tensors_[t]), relative), "sum of tensor " + std::to_string(t));
-    check_tensor(t, now.coefficient / loss_scale, now.skipped != 0);
+    const double factor = tensor_coefficients.empty() ? 1 : tensor_coefficients[t];
+    check_tensor(t, now.coefficient / loss_scale * factor, now.skipped != 0);
   }
 }
 

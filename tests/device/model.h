@@ -54,6 +54,7 @@ class Model {
   double largest_gradient = 1;
   double policy_coefficient = 1;  // what clip.policies are expected to make of the next step
   bool policy_skip = false;
+  std::vector<double> tensor_coefficients;  // and of each tensor on top; empty: nothing
 
   int add_group(int rule, std::vector<double> values);
   void set_lr_on_device(int group, double lr, bool as_double);
@@ -79,6 +80,7 @@ class Model {
   gradfast::Report report(const gradfast::cuda::Stepper& stepper) const;
   std::vector<std::byte> bytes();  // of all arrays, for comparing runs bit for bit
   double expected_sum() const;
+  double expected_sum(std::size_t tensor) const { return sum_of(tensors_[tensor]); }
   std::int64_t skipped_steps = 0;
 
  private:

@@ -20,7 +20,14 @@ using gradfast::SkipSpikes;
 using gradfast::ZClip;
 using gradfast::cuda::Stepper;
 
-enum Kind { kGlobalNorm, kSkipSpikes, kZClip, kAutoClip };  // in the order of gradfast::Policies
+enum Kind {
+  kGlobalNorm,
+  kSkipSpikes,
+  kZClip,
+  kAutoClip,
+  kParameterNorm,
+  kAdaGC
+};  // in the order of gradfast::Policies
 
 // A chain of all policies, with windows so short that every branch is taken within thirty steps.
 PolicyChain all_policies() {
@@ -41,14 +48,32 @@ PolicyChain all_policies() {
   return chain;
 }
 
+// Two that clip each tensor by itself, behind one for the whole.
+PolicyChain each_tensor(Kind last) {
+  PolicyChain chain;
+  chain.policies[0].kind = kSkipSpikes;
+  chain.policies[0].window = 8;
+  chain.policies[0].values[0] = 6;
+  chain.policies[1].kind = last;
+  chain.policies[1].state = SkipSpikes::state_size(8);
+  chain.policies[1].window = 6;  // parameters
+  const double ada_gc[] = {1.05, 0.9, 0.5, 5};
+  std::copy_n(ada_gc, 4, chain.policies[1].values);
+  if (last == kParameterNorm) chain.policies[1].values[0] = 0.3;
+  chain.count = 2;
+  return chain;
+}
+
 // A model under a chain of policies, and the same chain on the host.
 class Policed {
  public:
-  Policed() : model_(5), device_(kDoubles * sizeof(double)), host_(kDoubles) {
+  explicit Policed(const PolicyChain& chain) : model_(5), device_(kDoubles * sizeof(double)), host_(kDoubles) {
     model_.add_group(kAdam, {0.01, 0.9, 0.99, 1e-3, 0.02, 0, 1, 0});
     for (const std::int64_t size : {20000, 3, 4096, 9001, 0, 511}) model_.add(vector_of(size), DType::float32, 0);
     device_.upload();
-    model_.clip.policies = all_policies();
+    // Numbers in another order than the tensors: states and factors go by the number.
+    for (std::size_t t = 0; t < model_.tensors(); ++t) model_.problem().slots[t].number = 5 - t;
+    model_.clip.policies = chain;
     model_.clip.policies.state = reinterpret_cast<double*>(device_.device);
   }
 
@@ -64,7 +89,16 @@ class Policed {
     PolicyChain chain = model_.clip.policies;
     chain.state = host_.data();
     const bool bad = !std::isfinite(norm) || model_.found_infinite;
-    const gradfast::ChainVerdict verdict = bad ? gradfast::ChainVerdict{} : gradfast::run_chain(chain, norm, true);
+    gradfast::ChainVerdict verdict;
+    if (!bad) verdict = gradfast::run_chain(chain, norm, false);
+    model_.tensor_coefficients.clear();
+    for (std::size_t t = 0; t < model_.tensors() && gradfast::clips_each_tensor(chain) && !bad; ++t) {
+      const int number = static_cast<int>(model_.problem().slots[t].number);
+      const double left = std::sqrt(model_.expected_sum(t)) / model_.loss_scale * verdict.coefficient;
+      model_.tensor_coefficients.push_back(gradfast::tensor_coefficient(chain, number, left));
+      if (!verdict.skip) gradfast::advance_tensor(chain, number, left);
+    }
+    if (!bad) gradfast::run_chain(chain, norm, true);
     model_.policy_coefficient = verdict.coefficient;
     model_.policy_skip = verdict.skip;
     return verdict;
@@ -93,12 +127,12 @@ class Policed {
 };
 
 // Thirty steps with spikes; NaN and found_inf among them. Returns all bits that came out.
-std::vector<std::byte> long_run(bool in_phases, double loss_scale) {
-  Policed policed;
+std::vector<std::byte> long_run(const PolicyChain& chain, bool in_phases, double loss_scale) {
+  Policed policed(chain);
   Model& model = policed.model();
   model.loss_scale = loss_scale;
   Stepper stepper(0);
-  int skipped = 0, clipped = 0;
+  int skipped = 0, clipped = 0, factors = 0;
   for (int step = 0; step < 30; ++step) {
     const bool nan = step == 3 || step == 17;
     model.found_infinite = step == 21;
@@ -106,6 +140,7 @@ std::vector<std::byte> long_run(bool in_phases, double loss_scale) {
     const auto verdict = policed.prepare(size, nan);
     skipped += verdict.skip;
     clipped += verdict.coefficient < 1;
+    for (const double factor : model.tensor_coefficients) factors += factor < 1;
     if (in_phases) {
       model.run(stepper, step == 0, Phase::measure, nullptr);
       model.run(stepper, false, Phase::update, nullptr);
@@ -118,7 +153,7 @@ std::vector<std::byte> long_run(bool in_phases, double loss_scale) {
     check(model.report(stepper).decider == verdict.decider, "decider");
   }
   check(skipped == 2, "spikes are skipped once the window is half full: " + std::to_string(skipped));
-  check(clipped > 5, "and others clipped: " + std::to_string(clipped));
+  check(clipped + factors > 4, "and others clipped: " + std::to_string(clipped) + ", " + std::to_string(factors));
   std::vector<std::byte> all = model.bytes();
   all.insert(all.end(), policed.state_bytes().begin(), policed.state_bytes().end());
   return all;
@@ -126,15 +161,69 @@ std::vector<std::byte> long_run(bool in_phases, double loss_scale) {
 
 void long_runs() {
   for (const double loss_scale : {1.0, 1024.0}) {
-    const auto once = long_run(false, loss_scale);
-    check(long_run(true, loss_scale) == once, "measured and updated apart, the same bits");
+    const auto once = long_run(all_policies(), false, loss_scale);
+    check(long_run(all_policies(), true, loss_scale) == once, "measured and updated apart, the same bits");
   }
 }
+
+void each_tensor_by_itself() {
+  for (const Kind last : {kParameterNorm, kAdaGC}) {
+    const auto once = long_run(each_tensor(last), false, 1024.0);
+    check(long_run(each_tensor(last), true, 1024.0) == once, "measured and updated apart, the same bits");
+  }
+}
+
+#if defined(GRADFAST_SHIM)
+
+void same_bits_on_every_grid() {
+  for (const Kind last : {kGlobalNorm, kAdaGC}) {
+    const PolicyChain chain = last == kAdaGC ? each_tensor(kAdaGC) : all_policies();
+    const auto expected = long_run(chain, false, 1.0);
+    for (const int multiprocessors : {1, 3}) {
+      const OtherDevice device([&](shim::Device& d) { d.multiprocessors = multiprocessors; });
+      check(long_run(chain, false, 1.0) == expected, std::to_string(multiprocessors) + " multiprocessors");
+    }
+  }
+}
+
+// A graph of one step, replayed: each replay decides from what the one before left.
+void graph() {
+  Policed replayed(all_policies()), stepped(all_policies());
+  Stepper stepper(0), reference(0);
+  cudaStream_t stream;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+  replayed.model().run(stepper, true, Phase::both, stream);
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  require(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+  require(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  for (int step = 0; step < 12; ++step) {
+    require(cudaGraphLaunch(executable, stream), "cudaGraphLaunch");
+    stepped.model().run(reference, step == 0, Phase::both, nullptr);
+  }
+  require(cudaStreamSynchronize(stream), "the replays");
+  require(cudaDeviceSynchronize(), "the steps");
+  check(replayed.state_bytes() == stepped.state_bytes(), "replays advance the state as steps do");
+  check(replayed.model().bytes() == stepped.model().bytes(), "and step as steps do");
+  require(cudaGraphExecDestroy(executable), "cudaGraphExecDestroy");
+  require(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  require(cudaStreamDestroy(stream), "cudaStreamDestroy");
+}
+
+#endif
 
 }  // namespace
 
 void run_policy_cases() {
-  for_each_device([](const std::string& device) { run_case("policies over thirty steps" + device, long_runs); });
+  for_each_device([](const std::string& device) {
+    run_case("policies over thirty steps" + device, long_runs);
+    run_case("policies that clip each tensor" + device, each_tensor_by_itself);
+  });
+#if defined(GRADFAST_SHIM)
+  run_case("policies: the same bits on every grid", same_bits_on_every_grid);
+  run_case("policies: graph", graph);
+#endif
 }
 
 }  // namespace test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class Policy:
 
     norm_type: float = 2.0
     clips_each_parameter: bool = False  # by a norm of its own, on top of what holds for all
+    rewrites_gradients: bool = False  # in a pass of its own, before the norm is measured: see rewrite_
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None  # of apply_
@@ -48,21 +49,38 @@ class Policy:
         """Return the policies to run in turn, for an optimiser of that many parameters."""
         raise NotImplementedError
 
+    def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
+        """Change the gradients in place before the norm is measured, where `rewrites_gradients`; nothing waits.
+
+        Args:
+            parameters: all of them, with and without gradients.
+            names: of the parameters.
+            loss_scale: the factor that the gradients carry, one element; None for 1.
+        """
+
+    def decider(self, number: int) -> Policy:
+        """The policy that the engine's report calls by that number."""
+        return self
+
     @torch.no_grad()
-    def apply_(self, parameters: Tensor | Iterable[Tensor]) -> ClipResult:
+    def apply_(self, parameters: Tensor | Iterable[Tensor | tuple[str, Tensor]]) -> ClipResult:
         """Clip the gradients of `parameters` in place. If the step is to be skipped, they become zero.
 
         Unlike `clip=` of an optimiser this reads the gradients twice and writes them once. Nothing waits for a GPU.
 
         Args:
-            parameters: the same parameters in the same order at every call; those without a gradient are left out. All
-                gradients must be on one device.
+            parameters: the same parameters, or `(name, parameter)` pairs, in the same order at every call; those
+                without a gradient are left out. All gradients must be on one device.
         """
-        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        listed = [each if isinstance(each, Tensor) else each[1] for each in given]
+        names = ["" if isinstance(each, Tensor) else each[0] for each in given]
         numbers = [number for number, parameter in enumerate(listed) if parameter.grad is not None]
         gradients = [listed[number].grad for number in numbers]
         if not gradients:
             raise ValueError("gradfast: there is no gradient to clip: call backward() before apply_()")
+        if self.rewrites_gradients:
+            self.rewrite_(listed, names, None)
         chain = native.PolicyChain(self.program(len(listed)))
         device = gradients[0].device  # type: ignore[union-attr]
         if self._memory is None or self._memory.numel() != chain.state_size:

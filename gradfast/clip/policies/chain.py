@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from gradfast.clip.policies.base import MAX_POLICIES, Policy, PolicySettings
 
 
 class Chain(Policy):
-    """Applies up to four policies in turn: each sees the norm that those before it let through.
+    """Applies policies in turn, up to four beside `Value` and `AGC`: each sees the norm that those before let through.
 
         Chain(SkipSpikes(), ZClip(), GlobalNorm(1.0))
 
@@ -24,8 +27,12 @@ class Chain(Policy):
             if not isinstance(policy, Policy):
                 raise TypeError(f"Chain takes clip policies such as GlobalNorm(1.0), got {policy!r}")
             flat.extend(policy.policies if isinstance(policy, Chain) else [policy])
-        if not 1 <= len(flat) <= MAX_POLICIES:
-            raise ValueError(f"Chain takes 1 to {MAX_POLICIES} policies, got {len(flat)}")
+        self._rewriting = tuple(policy for policy in flat if policy.rewrites_gradients)
+        self._deciding = tuple(policy for policy in flat if not policy.rewrites_gradients)
+        if not flat or len(self._deciding) > MAX_POLICIES:
+            raise ValueError(f"Chain takes 1 to {MAX_POLICIES} policies beside Value and AGC, got {len(flat)} in all")
+        if tuple(flat) != (*self._rewriting, *self._deciding):
+            raise ValueError("Value and AGC change the gradients before their norm is measured: they stand in front")
         for policy in flat[:-1]:
             if policy.clips_each_parameter:
                 raise ValueError(f"{policy!r} clips each parameter by itself and must stand last in a Chain")
@@ -34,6 +41,7 @@ class Chain(Policy):
             raise ValueError(f"one norm is measured a step, but the policies ask for norm_type {sorted(norm_types)}")
         self.policies = tuple(flat)
         self.clips_each_parameter = flat[-1].clips_each_parameter
+        self.rewrites_gradients = bool(self._rewriting)
         self.norm_type = norm_types.pop() if norm_types else 2.0
 
     def settings(self) -> dict[str, Any]:
@@ -41,6 +49,13 @@ class Chain(Policy):
 
     def program(self, parameters: int) -> list[PolicySettings]:
         return [settings for policy in self.policies for settings in policy.program(parameters)]
+
+    def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
+        for policy in self._rewriting:
+            policy.rewrite_(parameters, names, loss_scale)
+
+    def decider(self, number: int) -> Policy:
+        return self._deciding[number]
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.policies))})"
