@@ -107,3 +107,90 @@ def test_result_does_not_depend_on_threads(threads: int) -> None:
             torch.set_num_threads(before)
 
     assert norms(threads).item() == norms(3).item()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_complex_parameters_equal_torchs_over_many_steps(name: str) -> None:
+    options = {"lr": 0.05, "weight_decay": 0.1, **({"momentum": 0.9} if name == "SGD" else {"amsgrad": True})}
+    ours = torch.randn(4, 5, dtype=torch.complex128)
+    theirs = ours.clone()
+    fast = getattr(gradfast, name)([ours], max_norm=1.0, **options)
+    oracle = getattr(torch.optim, name)([theirs], foreach=False, **options)
+    for _ in range(10):
+        ours.grad = torch.randn(5, 4, dtype=torch.complex128).mT
+        theirs.grad = ours.grad.clone()
+        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        fast.step()
+        oracle.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for key, value in oracle.state[theirs].items():
+        torch.testing.assert_close(fast.state[ours][key], value, rtol=1e-12, atol=1e-12, check_dtype=False)
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_parameters_of_every_dtype_in_one_optimiser_share_one_norm(name: str) -> None:
+    parameters = [torch.full((n + 1,), 2.0, dtype=dtype) for n, dtype in enumerate(DTYPES)]
+    optimizer = getattr(gradfast, name)(parameters, lr=0.5, max_norm=1.0)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    optimizer.step()
+    norm = 3 * (1 + 2 + 3 + 4) ** 0.5
+    assert optimizer.grad_norm.dtype == torch.float64
+    assert optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-15)
+    # SGD moves by lr times the clipped gradient; AdamW's first step is lr whatever its size, after decay by lr * 0.01.
+    expected = 2.0 - 0.5 * 3 / (norm + 1e-6) if name == "SGD" else 2.0 * (1 - 0.5 * 0.01) - 0.5
+    for parameter in parameters:
+        relative = torch.finfo(parameter.dtype).eps if parameter.dtype != torch.float64 else 1e-7  # Adam's eps of 1e-8
+        assert parameter.double().tolist() == pytest.approx([expected] * len(parameter), rel=relative)
+
+
+@pytest.mark.cuda
+def test_parameters_on_two_devices_share_one_norm() -> None:
+    host, device = torch.zeros(1), torch.zeros(1, device="cuda")
+    optimizer = gradfast.SGD([host, device], lr=1.0, max_norm=5.0)
+    host.grad, device.grad = torch.tensor([6.0]), torch.tensor([8.0], device="cuda")
+    optimizer.step()
+    assert (host.item(), device.item()) == pytest.approx((-3.0, -4.0), rel=1e-6)
+
+
+class Wrapped(Tensor):
+    """A tensor subclass without storage of its own: all that is known of it is what `__torch_dispatch__` does."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        def open_up(x: object) -> object:
+            return x.inner if isinstance(x, Wrapped) else x
+
+        return cls(function(*map(open_up, args), **(kwargs or {})))
+
+
+def test_tensor_subclass_is_refused_by_name() -> None:
+    parameter = Wrapped(torch.ones(3))
+    parameter.grad = Wrapped(torch.ones(3))
+    with pytest.raises(NotImplementedError, match=r"'layer\.weight' is a tensor subclass"):
+        gradfast.SGD([("layer.weight", parameter)], lr=0.1).step()
+    assert parameter.inner.tolist() == [1.0] * 3
+
+
+def test_other_dtypes_are_refused_by_name() -> None:
+    parameter = torch.ones(3).to(torch.float8_e4m3fn)
+    parameter.grad = torch.ones(3).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"'w' has dtype Float8_e4m3fn.*float64, float32, float16, bfloat16"):
+        gradfast.SGD([("w", parameter)], lr=0.1).step()
+
+
+def test_other_devices_are_refused_by_name_of_the_device() -> None:
+    parameter = torch.ones(3, device="meta")
+    parameter.grad = torch.ones(3, device="meta")
+    with pytest.raises(RuntimeError, match="'meta' are not supported; CPU and CUDA are"):
+        gradfast.SGD([parameter], lr=0.1).step()
