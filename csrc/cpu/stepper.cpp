@@ -12,8 +12,8 @@
 namespace gradfast::cpu {
 namespace {
 
-// 256 KB of fp32 gradients: small enough to share out evenly, large enough that handing it out costs nothing.
-constexpr std::int64_t kChunkElements = 64 * 1024;
+// 512 KB of fp32 gradients: small enough to share out evenly, and long enough for the streams in it to get going.
+constexpr std::int64_t kChunkElements = 128 * 1024;
 
 // Below this a second thread costs more than it brings.
 constexpr std::int64_t kSerialElements = 32 * 1024;
@@ -27,7 +27,8 @@ ClipDecision decide(const Problem& problem, double sum) {
 }  // namespace
 
 void Stepper::run(const Problem& problem, bool changed, Phase phase, double total, int threads) {
-  if (changed || functions_.size() != problem.slots.size()) prepare(problem);
+  if (changed || work_.size() != problem.slots.size()) prepare(problem);
+  if (changed || problem.norm.kind != measured_kind_) choose_norm(problem);
   const bool measures = phase != Phase::update;
   const bool updates = phase != Phase::measure;
   const auto tasks = static_cast<int>(plan_.tasks.size());
@@ -72,29 +73,35 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
 
 void Stepper::prepare(const Problem& problem) {
   std::vector<std::int64_t> sizes;
-  functions_.clear();
+  work_.clear();
   for (const Slot& slot : problem.slots) {
     sizes.push_back(slot.elements);
     const int rule = problem.groups[slot.group].rule;
     const DType arithmetic = slot.mixed ? DType::float32 : slot.dtype;
-    functions_.push_back(rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic));
+    work_.push_back({nullptr, rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic), size_of(slot.dtype)});
   }
   plan_ = make_plan(sizes, kChunkElements);
   chunk_sums_.assign(plan_.chunks.size(), 0.0);
   tensor_sums_.assign(problem.slots.size(), 0.0);
 }
 
+void Stepper::choose_norm(const Problem& problem) {
+  for (std::size_t s = 0; s < work_.size(); ++s) {
+    work_[s].measure = measure_function(problem.norm.kind, problem.slots[s].dtype);
+  }
+  measured_kind_ = problem.norm.kind;
+}
+
 void Stepper::measure_task(const Problem& problem, const Task& task) {
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
-    const MeasureFunction measure = measure_function(problem.norm.kind, slot.dtype);
-    const auto bytes = size_of(slot.dtype);
+    const Work& work = work_[chunk.tensor];
     if (slot.layout < 0) {
-      const auto* gradients = static_cast<const std::byte*>(slot.arrays[kGradient]) + chunk.offset * bytes;
-      chunk_sums_[c] = measure(gradients, chunk.length, problem.norm.p);
+      const auto* gradients = static_cast<const std::byte*>(slot.arrays[kGradient]) + chunk.offset * work.bytes;
+      chunk_sums_[c] = work.measure(gradients, chunk.length, problem.norm.p);
     } else {
-      chunk_sums_[c] = measure_gathered(slot, problem.layouts[slot.layout], chunk, measure, problem.norm);
+      chunk_sums_[c] = measure_gathered(slot, problem.layouts[slot.layout], chunk, work.measure, problem.norm);
     }
   }
 }
@@ -105,7 +112,7 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
-    const UpdateFunctions& functions = functions_[chunk.tensor];
+    const UpdateFunctions& functions = work_[chunk.tensor].update;
     const bool same = prepared != nullptr && (!decision.each_tensor || prepared == &slot) &&
                       prepared->group == slot.group && prepared->dtype == slot.dtype &&
                       (prepared->step == slot.step || (prepared->step && slot.step && *prepared->step == *slot.step));
@@ -123,7 +130,7 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
     } else if (layout == nullptr) {
       Span span{{}, chunk.length};
       for (int a = 0; a < functions.arrays; ++a) {
-        span.arrays[a] = static_cast<std::byte*>(slot.arrays[a]) + chunk.offset * size_of(slot.dtype);
+        span.arrays[a] = static_cast<std::byte*>(slot.arrays[a]) + chunk.offset * work_[chunk.tensor].bytes;
       }
       functions.update(constants, span);
     } else {

@@ -21,7 +21,14 @@ class Stepper {
   const std::vector<double>& tensor_sums() const { return tensor_sums_; }
 
  private:
+  struct Work {
+    MeasureFunction measure;
+    UpdateFunctions update;
+    int bytes;  // of an element
+  };
+
   void prepare(const Problem& problem);
+  void choose_norm(const Problem& problem);
   void measure_task(const Problem& problem, const Task& task);
   void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
   void sum_tensors(const Norm& norm);
@@ -30,7 +37,8 @@ class Stepper {
   void finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision);
 
   Plan plan_;
-  std::vector<UpdateFunctions> functions_;  // one a slot
+  std::vector<Work> work_;  // one a slot
+  NormKind measured_kind_ = NormKind::two;
   std::vector<double> chunk_sums_;
   std::vector<double> tensor_sums_;
   Report report_;
