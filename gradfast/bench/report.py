@@ -38,7 +38,8 @@ def heading(report: dict[str, Any]) -> str:
     environment, settings = report["environment"], report["settings"]
     where = environment["device_name"]
     if environment["device"] == "cpu":
-        where += f", {environment['threads']} threads, {environment['cpu_capability']}"
+        threads = settings["threads"] or environment["threads"]
+        where += f", {threads} thread{'' if threads == 1 else 's'}, {environment['cpu_capability']}"
     caches = "caches flushed before each step" if settings["flush"] else "caches as the last step left them"
     return (
         f"{where}; torch {environment['torch']}, gradfast {environment['gradfast']}; copy bandwidth "

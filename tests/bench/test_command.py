@@ -44,6 +44,7 @@ def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     # torch's fused optimisers do not know Lion: told, once for both processes, and no failure.
     assert [(case["optimizer"], case["kind"]) for case in report["left_out"]] == [("Lion", "unavailable")] * 2
     table = capsys.readouterr().out
+    assert ", 1 thread, " in table
     assert table.count("| small | fp32 | SGD |") == 2
     assert "Lion torch-fused: left out: has no Lion" in table
     assert table.strip() == (tmp_path / "new" / "bench.md").read_text().strip()
