@@ -50,7 +50,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
 
 // Both phases, where header.tasks says so; else the second alone.
 template <class Rule, class Storage, int kBytes>
-GF_KERNEL((kResidentBlocks<Rule, Storage>))
+GF_KERNEL(kResidentBlocks)
 step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   step<Rule, Storage>(arguments.header, arguments.changing);
 }

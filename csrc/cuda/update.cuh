@@ -50,13 +50,16 @@ GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, const He
   return *reinterpret_cast<const ConstantsOf<Rule, Storage>*>(constants_of_warp);
 }
 
-// How many blocks share a multiprocessor, and how many vectors of each array a thread loads before it uses the first:
-// as much as the registers hold without spilling. What counts is their product, the bytes under way: a multiprocessor
-// of an H100 needs about 25 KB, and three blocks of SGD with momentum have 72.
+// Two blocks share a multiprocessor, so that a thread may have 128 registers and spills none of them, and it loads this
+// many vectors of each array before it uses the first. What counts is their product, the bytes under way: a
+// multiprocessor of an H100 needs about 25 KB, and two blocks of SGD with momentum have 48.
+inline constexpr int kResidentBlocks = 2;
+constexpr int vectors_in_flight(int states, std::size_t element_bytes) {
+  if (states == 0) return 4;
+  return states == 3 && element_bytes == 8 ? 1 : 2;
+}
 template <class Rule, class Storage>
-inline constexpr int kResidentBlocks = sizeof(Storage) == 4 || Rule::kStates == 0 ? 3 : 2;
-template <class Rule, class Storage>
-inline constexpr int kVectorsInFlight = Rule::kStates <= 1 || kResidentBlocks<Rule, Storage> == 2 ? 2 : 1;
+inline constexpr int kVectorsInFlight = vectors_in_flight(Rule::kStates, sizeof(Storage));
 
 // The arrays of one chunk, each from the chunk's first element on.
 template <class Rule, class Storage>
