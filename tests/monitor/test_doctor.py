@@ -341,6 +341,14 @@ def test_a_model_that_returns_its_loss() -> None:
         gradfast.diagnose(nn.Linear(2, 2), (torch.randn(2, 2), None))
 
 
+def test_a_later_batch_can_be_the_bad_one() -> None:
+    model, good, loss_fn = labelled(mlp(3, 128, outputs=10))
+    bad = 1e3 * good[0], good[1]
+    assert gradfast.diagnose(model, good, loss_fn, more=[good]).ok
+    diagnosis = gradfast.diagnose(model, good, loss_fn, more=[good, bad])
+    assert "inputs" in diagnosis.kinds() and "(in batch 3)" in diagnosis.findings[0].evidence
+
+
 def test_trend_by_hand() -> None:
     assert trend([2.0**n for n in range(11)]).total == pytest.approx(1024)
     assert trend([2.0**n for n in range(11)]).fit == pytest.approx(1)
@@ -389,6 +397,21 @@ def test_command_on_the_users_function(
     ):
         assert main(["doctor", *arguments]) == 2
         assert word in capsys.readouterr().err
+
+
+def test_command_on_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchvision"), pytest.importorskip("rich")
+    from PIL import Image
+
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            noise = torch.randint(256, (40, 50, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(noise).save(tmp_path / "photos" / name / f"{number}.png")
+    options = ["--img-size", "32", "--batch-size", "4", "--batches", "2"]
+    assert main(["doctor", "--model", "resnet18", "--data", str(tmp_path / "photos"), *options]) == 0
+    assert "Nothing found" in capsys.readouterr().out
+    assert main(["doctor", "--model", "resnet18", "--data", str(tmp_path / "absent")]) == 2
 
 
 def test_command_on_a_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:

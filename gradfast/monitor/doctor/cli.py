@@ -48,6 +48,7 @@ def build_parser() -> Parser:
     parser.add_argument("--classes", type=int, default=10, metavar="N", help="classes on noise (default: 10)")
     parser.add_argument("--img-size", type=int, default=64, metavar="PIXELS", help="(default: 64)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="(default: 16)")
+    parser.add_argument("--batches", type=int, default=3, metavar="N", help="of noise or photographs (default: 3)")
     parser.add_argument("--init", metavar="METHOD", help="initialise with gradfast.nn.init_model first")
     parser.add_argument("--lr", type=float, metavar="RATE", help="check this learning rate")
     parser.add_argument("--opt", default="sgd", metavar="sgd|adamw", help="whose step it is (default: sgd)")
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     if (options.target is None) == (options.model is None):
         raise UserError("give either --model NAME or MODULE:FUNCTION; gradfast doctor --help explains both")
     torch.manual_seed(options.seed)
-    model, batch, loss_fn = _own(options.target) if options.target else _torchvision(options)
+    model, batches, loss_fn = _own(options.target) if options.target else _torchvision(options)
+    batch = batches[0]
     if options.init:
         from gradfast.nn import init_model
 
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         except ValueError as error:
             raise UserError(f"--init: {error}") from error
     optimizer = _optimizer(options, model)
-    diagnosis = diagnose(model, batch, loss_fn, lr=options.lr, optimizer=optimizer)
+    diagnosis = diagnose(model, batch, loss_fn, lr=options.lr, optimizer=optimizer, more=batches[1:])
     diagnosis.show(options.all)
     if options.html:
         diagnosis.save_html(options.html)
@@ -98,7 +100,7 @@ def _optimizer(options: argparse.Namespace, model: nn.Module) -> torch.optim.Opt
     return made
 
 
-def _own(target: str) -> tuple[nn.Module, Any, Callable[..., Tensor] | None]:
+def _own(target: str) -> tuple[nn.Module, list[Any], Callable[..., Tensor] | None]:
     module_name, _, function_name = target.partition(":")
     if not function_name:
         raise UserError(f"{target!r}: give it as MODULE:FUNCTION, such as my_project.train:example")
@@ -113,25 +115,28 @@ def _own(target: str) -> tuple[nn.Module, Any, Callable[..., Tensor] | None]:
         made = made.get("model"), made.get("batch"), made.get("loss_fn")
     if not (isinstance(made, (tuple, list)) and len(made) in (2, 3) and isinstance(made[0], nn.Module)):
         raise UserError(f"{target} has to return (model, batch, loss_fn); it returned a {type(made).__name__}")
-    return made[0], made[1], made[2] if len(made) == 3 else None
+    return made[0], [made[1]], made[2] if len(made) == 3 else None
 
 
-def _torchvision(options: argparse.Namespace) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
+def _torchvision(options: argparse.Namespace) -> tuple[nn.Module, list[Any], Callable[..., Tensor]]:
     require("torchvision", "train", "gradfast doctor --model")
     import torchvision
 
-    batch, classes = _images(options)
+    batches, classes = _images(options)
     try:
         model = torchvision.models.get_model(options.model, weights=None, num_classes=classes)
     except (ValueError, TypeError) as error:
         raise UserError(f"--model {options.model}: {first_line(error)}") from error
-    return model, batch, F.cross_entropy
+    return model, batches, F.cross_entropy
 
 
-def _images(options: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], int]:
-    size, count = options.img_size, options.batch_size
+def _images(options: argparse.Namespace) -> tuple[list[Any], int]:
+    """The batches, and the number of classes."""
+    size, count, number = options.img_size, options.batch_size, max(1, options.batches)
     if options.data is None:
-        return (torch.randn(count, 3, size, size), torch.randint(options.classes, (count,))), options.classes
+        classes = options.classes
+        noise = [(torch.randn(count, 3, size, size), torch.randint(classes, (count,))) for _ in range(number)]
+        return noise, classes
     from torchvision import datasets, transforms
 
     steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()]
@@ -140,9 +145,9 @@ def _images(options: argparse.Namespace) -> tuple[tuple[Tensor, Tensor], int]:
     folder = folder / "train" if (folder / "train").is_dir() else folder
     try:
         photos = datasets.ImageFolder(str(folder), transforms.Compose(steps))
-        chosen = torch.randperm(len(photos))[:count].tolist()
-        samples = [photos[number] for number in chosen]
+        chosen = torch.randperm(len(photos))[: count * number].tolist()
+        samples = [photos[index] for index in chosen]
     except (FileNotFoundError, OSError) as error:
         raise UserError(f"--data {folder}: {first_line(error)}") from error
-    images, targets = zip(*samples)
-    return (torch.stack(images), torch.tensor(targets)), len(photos.classes)
+    images, targets = (torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*samples))
+    return list(zip(images.split(count), targets.split(count))), len(photos.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from gradfast.monitor.doctor import rate, scale, signal
 from gradfast.monitor.doctor.finding import ERROR, Finding
 from gradfast.monitor.doctor.probe import Measurement, measure
 from gradfast.monitor.doctor.rate import RateCheck, check_rate
-from gradfast.nn.graph import read_structure
+from gradfast.nn.graph import Structure, read_structure
 from gradfast.nn.preserve import preserved
 
 _SIGNAL = (
@@ -85,8 +85,9 @@ def diagnose(
     *,
     lr: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    more: Iterable[Any] = (),
 ) -> Diagnosis:
-    """Examine a model on one batch: four forward and three backward passes, in the mode (train or eval) that it is in.
+    """Examine a model on a batch: four forward and three backward passes, in the mode (train or eval) that it is in.
 
     Parameters, buffers, `.grad`, training modes and the random state are afterwards as they were, to the bit.
     docs/doctor.md lists what is looked for, and the thresholds.
@@ -98,11 +99,32 @@ def diagnose(
             losses.
         lr: check this learning rate, as of plain gradient descent.
         optimizer: take the rate, the kind of update (sgd, or Adam's signs) and `max_norm` from it.
+        more: further batches, run once each, for what the first does not show; the measurement is the first's.
 
     Raises:
         ValueError: no loss_fn, and the model returns no loss.
     """
     structure = read_structure(model)
+    found, findings = _examine(model, batch, loss_fn, structure)
+    step = None
+    if not any(finding.kind == "nonfinite" for finding in findings):
+        step = check_rate(model, batch, loss_fn, lr, optimizer)
+        if lr is not None or optimizer is not None:
+            findings += rate.findings(step)
+    for number, other in enumerate(more, start=2):
+        known = {finding.kind for finding in findings}
+        for finding in _examine(model, other, loss_fn, structure)[1]:
+            if finding.kind not in known:
+                finding.evidence += f" (in batch {number})"
+                findings.append(finding)
+    findings.sort(key=lambda finding: finding.severity != ERROR)
+    return Diagnosis(type(model).__name__, findings, found, step)
+
+
+def _examine(
+    model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor] | None, structure: Structure
+) -> tuple[Measurement, list[Finding]]:
+    """One batch: what was measured, and all that is found but for the learning rate."""
     with preserved(model):
         found = measure(model, batch, loss_fn)
     findings = list(scale.inputs(batch))
@@ -115,10 +137,4 @@ def diagnose(
             findings += check(found, structure)
     findings += scale.loss_scale(found, batch)
     findings += scale.weights(model, found, structure)
-    step = None
-    if not broken:
-        step = check_rate(model, batch, loss_fn, lr, optimizer)
-        if lr is not None or optimizer is not None:
-            findings += rate.findings(step)
-    findings.sort(key=lambda finding: finding.severity != ERROR)
-    return Diagnosis(type(model).__name__, findings, found, step)
+    return found, findings
