@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import torch
 from gradfast.errors import UserError
 from gradfast.extras import first_line
 from gradfast.files import atomic_write, remove_temporaries
+from gradfast.monitor import JSONL, Monitor
 from gradfast.train.batches import is_dead_worker
 from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
 from gradfast.train.claim import Claims
@@ -86,7 +88,7 @@ class Trainer:
         self.progress.begin_run(self.steps_left())
         start = time.perf_counter()
         try:
-            with self.stop:
+            with self.stop, self.watch():
                 while self.epoch < self.config.epochs:
                     if not self.run_epoch():
                         return self.interrupted()
@@ -128,6 +130,14 @@ class Trainer:
         for path in self.folder.iterdir():
             path.unlink()
         self.folder.rmdir()
+
+    def watch(self) -> contextlib.AbstractContextManager[object]:
+        """Watch the layers for as long as this lasts, if that was asked for."""
+        every = self.config.monitor_every
+        if not every:
+            return contextlib.nullcontext()
+        sinks = [JSONL(self.folder)]
+        return Monitor(self.learner.optimizer, self.learner.model, every, sinks, start_step=self.step_number())
 
     # ---------------------------------------------------------------- one epoch
 

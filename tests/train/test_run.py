@@ -100,6 +100,16 @@ def test_workers_change_nothing(finished: Path, photos: Path, in_tmp: Path) -> N
     assert untimed(Path("workers/summary.csv")) == untimed(finished / "summary.csv")
 
 
+def test_the_monitor_changes_nothing_and_its_run_can_be_drawn(finished: Path, photos: Path, in_tmp: Path) -> None:
+    from gradfast.monitor.record import read_run
+
+    assert main(arguments(photos, "--epochs", 3, "--output", "watched", "--monitor-every", 4)) == 0
+    assert untimed(Path("watched/steps.csv")) == untimed(finished / "steps.csv")
+    run = read_run(Path("watched"))
+    assert sorted(run.samples) == [1, 4, 8, 12] and len(run.norms) == 15 and len(run.layers()) > 3
+    assert main(["plot", "watched"]) == 0 and Path("watched/layers.png").is_file()
+
+
 def test_default_output_is_a_new_folder_each_time(photos: Path, in_tmp: Path, capsys: pytest.CaptureFixture) -> None:
     for number in (1, 2):
         assert main(arguments(photos, "--epochs", 1)) == 0

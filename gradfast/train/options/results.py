@@ -35,6 +35,14 @@ class ResultsOptions:
         "keep the newest K checkpoints as step-N.pt too, for --resume auto to fall back on and for you to go back to",
         "K",
     )
+    monitor_every: int = option(
+        0,
+        parse.natural,
+        "results",
+        "watch the layers: norms, update-to-weight ratios and events into monitor.jsonl, with a sample every so many "
+        "steps; gradfast plot draws them (default: not)",
+        "N",
+    )
     output: str | None = option(
         None,
         parse.text,
