@@ -257,6 +257,7 @@ class Guard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
         self.steps, self.rollbacks = state["steps"], state["rollbacks"]
         self.consecutive_skips = state["consecutive_skips"]
         self.learning_rate.load_state_dict(state["learning_rate"])
