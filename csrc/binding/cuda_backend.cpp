@@ -22,9 +22,6 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(at::Device device) : device_(device), stepper_(device.index()) {}
 
   void run(const Problem& problem, bool changed, Phase phase, const at::Tensor& total) override {
-    for (const Slot& slot : problem.slots) {
-      TORCH_CHECK_NOT_IMPLEMENTED(!slot.mixed, "gradfast: arrays of several dtypes are not there on CUDA yet");
-    }
     const c10::cuda::CUDAGuard guard(device_);
     slots_ = static_cast<std::int64_t>(problem.slots.size());
     const double* given = phase == Phase::update ? total.data_ptr<double>() : nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "intrinsics.cuh"
 #include "rules/precision.h"
@@ -26,6 +27,26 @@ struct Share {
   GF_DEVICE explicit Share(const Header& header)
       : first(header.shares[block_index()]), last(header.shares[block_index() + 1]) {}
 };
+
+// Stands for the storage type of tensors whose arrays have several: TensorEntry::formats says which. Computed in fp32.
+struct Mixed {};
+
+// Calls `function` with the gradients of a tensor as what they are stored in.
+template <class Storage, class Function>
+GF_DEVICE double with_gradients(const TensorEntry& tensor, const void* gradients, Function function) {
+  if constexpr (std::is_same_v<Storage, Mixed>) {
+    switch (tensor.formats.array[kGradient]) {
+      case Format::float16:
+        return function(static_cast<const Half*>(gradients));
+      case Format::bfloat16:
+        return function(static_cast<const BFloat16*>(gradients));
+      default:
+        return function(static_cast<const float*>(gradients));
+    }
+  } else {
+    return function(static_cast<const Storage*>(gradients));
+  }
+}
 
 template <class Storage>
 inline constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(Storage));  // elements of one access

@@ -60,6 +60,23 @@ GF_DEVICE void store_bits_streaming(void* address, Bits128 b) {
   __stcs(static_cast<uint4*>(address), make_uint4(b.word[0], b.word[1], b.word[2], b.word[3]));
 }
 
+struct alignas(8) Bits64 {
+  std::uint32_t word[2];
+};
+
+// The same with 8 bytes.
+GF_DEVICE Bits64 load_bits64(const void* address) {
+  const uint2 v = *static_cast<const uint2*>(address);
+  return {{v.x, v.y}};
+}
+GF_DEVICE Bits64 load_bits64_streaming(const void* address) {
+  const uint2 v = __ldcs(static_cast<const uint2*>(address));
+  return {{v.x, v.y}};
+}
+GF_DEVICE void store_bits64_streaming(void* address, Bits64 b) {
+  __stcs(static_cast<uint2*>(address), make_uint2(b.word[0], b.word[1]));
+}
+
 // A value that another block wrote before the grid barrier: from the cache that all share.
 GF_DEVICE double load_shared_by_blocks(const double* address) { return __ldcg(address); }
 

@@ -1,4 +1,6 @@
 // The kernels as the host sees them: addresses to launch, for each storage type and rule.
+//
+// A storage type is that of all arrays of a tensor; for tensors whose arrays differ there is one more, `mixed`.
 #pragma once
 
 #include <array>
@@ -28,21 +30,30 @@ const Kernels& float64_kernels();
 const Kernels& float32_kernels();
 const Kernels& float16_kernels();
 const Kernels& bfloat16_kernels();
+const Kernels& mixed_kernels();
 const Kernel& report_kernels();
 
-inline const Kernels& kernels_of(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
+enum class StorageKind : int { float64, float32, float16, bfloat16, mixed };
+
+inline StorageKind storage_of(const Slot& slot) {
+  return slot.mixed ? StorageKind::mixed : static_cast<StorageKind>(slot.dtype);
+}
+
+inline const Kernels& kernels_of(StorageKind storage) {
+  switch (storage) {
+    case StorageKind::float64:
       return float64_kernels();
-    case DType::float16:
+    case StorageKind::float16:
       return float16_kernels();
-    case DType::bfloat16:
+    case StorageKind::bfloat16:
       return bfloat16_kernels();
+    case StorageKind::mixed:
+      return mixed_kernels();
     default:
       return float32_kernels();
   }
 }
 
-inline std::size_t element_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+inline int element_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace gradfast::cuda

@@ -99,10 +99,13 @@ GF_DEVICE void measure_chunks(const Header& header, Changing changing, Share sha
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
     const ChunkEntry chunk = header.chunks[c];
-    if (header.tensors[chunk.tensor].layout >= 0) continue;
-    const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]) + chunk.offset;
-    const double sum =
-        warp_join<Kind>(measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p));
+    const TensorEntry& tensor = header.tensors[chunk.tensor];
+    if (tensor.layout >= 0) continue;
+    const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* gradients) {
+      const auto* g = gradients + chunk.offset;
+      return measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p);
+    });
+    const double sum = warp_join<Kind>(part);
     if (lane_index() == 0) header.partials[c] = sum;
   }
 }
@@ -113,11 +116,13 @@ GF_DEVICE_CALL void measure_strided_chunks(const Header& header, Changing changi
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
     const ChunkEntry chunk = header.chunks[c];
-    const std::int32_t layout = header.tensors[chunk.tensor].layout;
-    if (layout < 0) continue;
-    const Storage* g = static_cast<const Storage*>(changing.gradients[chunk.tensor]);
-    const double sum = warp_join<Kind>(
-        measure_strided<Kind>(g, header.layouts[layout], chunk.offset, chunk.length, lane_index(), header.norm.p));
+    const TensorEntry& tensor = header.tensors[chunk.tensor];
+    if (tensor.layout < 0) continue;
+    const Layout& layout = header.layouts[tensor.layout];
+    const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* g) {
+      return measure_strided<Kind>(g, layout, chunk.offset, chunk.length, lane_index(), header.norm.p);
+    });
+    const double sum = warp_join<Kind>(part);
     if (lane_index() == 0) header.partials[c] = sum;
   }
 }

@@ -14,16 +14,16 @@
 
 namespace gradfast::cuda {
 
-// Neighbouring tensors of one dtype and rule: what one launch can update.
+// Neighbouring tensors of one storage and rule: what one launch can update.
 struct Segment {
-  DType dtype;
+  StorageKind storage;
   int rule;  // -1: measured only
   std::int32_t first_tensor, last_tensor;
   std::int32_t first_chunk, last_chunk;
 };
 
 struct Schedule {
-  std::vector<std::int32_t> slots;         // slot of each tensor: sorted by dtype and rule, else in their own order
+  std::vector<std::int32_t> slots;         // slot of each tensor: sorted by storage and rule, else in their own order
   std::vector<std::int32_t> first_chunks;  // of each tensor, and the number of chunks
   std::vector<ChunkEntry> chunks;
   std::vector<Segment> segments;
@@ -42,7 +42,7 @@ inline Schedule make_schedule(const Problem& problem) {
   Schedule schedule;
   const auto kind = [&](std::int32_t slot) {
     const Slot& s = problem.slots[slot];
-    return std::make_tuple(static_cast<int>(s.dtype), problem.groups[s.group].rule);
+    return std::make_tuple(storage_of(s), problem.groups[s.group].rule);
   };
   schedule.slots.resize(problem.slots.size());
   std::iota(schedule.slots.begin(), schedule.slots.end(), 0);
@@ -65,8 +65,8 @@ inline Schedule make_schedule(const Problem& problem) {
     last = first + 1;
     while (last < tensors && kind(schedule.slots[last]) == kind(schedule.slots[first])) ++last;
     const Slot& slot = problem.slots[schedule.slots[first]];
-    schedule.segments.push_back({slot.dtype, problem.groups[slot.group].rule, first, last, schedule.first_chunks[first],
-                                 schedule.first_chunks[last]});
+    schedule.segments.push_back({storage_of(slot), problem.groups[slot.group].rule, first, last,
+                                 schedule.first_chunks[first], schedule.first_chunks[last]});
   }
   return schedule;
 }
@@ -93,16 +93,18 @@ inline std::vector<std::int32_t> share_out(const std::vector<ChunkEntry>& chunks
 }
 
 // Decides which chunks of each block keep their gradients in `capacity` bytes of shared memory: the first ones, which
-// leave the L2 cache first. Returns the bytes that the fullest block uses.
+// leave the L2 cache first. `sizes`: bytes of a gradient of each tensor, 0 if it is not dense. Returns the bytes that
+// the fullest block uses.
 inline int keep_gradients(std::vector<ChunkEntry>& chunks, const std::vector<std::int32_t>& shares,
-                          const std::vector<bool>& dense, std::size_t element_size, int capacity) {
+                          const std::vector<int>& sizes, int capacity) {
   int most = 0;
   for (std::size_t block = 0; block + 1 < shares.size(); ++block) {
     int used = 0;
     for (std::int32_t c = shares[block]; c < shares[block + 1]; ++c) {
       // Up to 15 bytes go before it, so that it lies in a 16-byte line as it does in global memory.
-      const int bytes = (chunks[c].length * static_cast<int>(element_size) + 15) / 16 * 16 + 16;
-      const bool fits = dense[chunks[c].tensor] && used + bytes <= capacity;
+      const int size = sizes[chunks[c].tensor];
+      const int bytes = (chunks[c].length * size + 15) / 16 * 16 + 16;
+      const bool fits = size > 0 && used + bytes <= capacity;
       chunks[c].kept = fits ? used : -1;
       used += fits ? bytes : 0;
     }

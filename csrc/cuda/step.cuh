@@ -9,6 +9,7 @@
 #pragma once
 
 #include "decide.cuh"
+#include "mixed.cuh"
 #include "update.cuh"
 
 namespace gradfast::cuda {
@@ -28,7 +29,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   const Changing changing(header, after_header);
   const Share share(header);
   const bool both_phases = header.tasks & kMeasure;
-  const auto kept = [both_phases](const ChunkEntry& chunk, const Storage* g) {
+  const auto kept = [both_phases](const ChunkEntry& chunk, const auto* g) {
     return both_phases ? kept_gradients(chunk, g) : nullptr;
   };
 
@@ -43,7 +44,12 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (thread_index() == 0) memory.sum = sum;
   if (header.each_tensor && !decision.skip) scale_tensors(header, memory, share);
   if (!decision.skip) {
-    update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
+    unsigned char* constants = memory.constants[warp_index()];
+    if constexpr (std::is_same_v<Storage, Mixed>) {
+      update_mixed<Rule>(header, changing, share, decision.scale, constants, kept);
+    } else {
+      update<Rule, Storage>(header, changing, share, decision.scale, constants, kept);
+    }
   }
   finish_step(header, memory);
 }
@@ -61,7 +67,7 @@ GF_KERNEL(3)
 measure_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   const Header& header = arguments.header;
   const Changing changing(header, arguments.changing);
-  const auto nowhere = [](const ChunkEntry&, const Storage*) -> Storage* { return nullptr; };
+  const auto nowhere = []<class T>(const ChunkEntry&, const T*) -> T* { return nullptr; };
   with_norm(header.norm.kind,
             [&](auto kind) { measure<decltype(kind), Storage>(header, changing, Share(header), nowhere); });
 }

@@ -137,7 +137,8 @@ class Stepper::Implementation {
     update_.clear();
     for (std::size_t first = 0, last; first < schedule_.segments.size(); first = last) {
       last = first + 1;
-      while (last < schedule_.segments.size() && schedule_.segments[last].dtype == schedule_.segments[first].dtype) {
+      while (last < schedule_.segments.size() &&
+             schedule_.segments[last].storage == schedule_.segments[first].storage) {
         ++last;
       }
       add_measure(schedule_.segments[first], schedule_.segments[last - 1]);
@@ -162,7 +163,7 @@ class Stepper::Implementation {
   void add_measure(const Segment& first, const Segment& last) {
     if (first.first_chunk == last.last_chunk) return;
     Launch launch;
-    launch.kernel = kernels_of(first.dtype).measure;
+    launch.kernel = kernels_of(first.storage).measure;
     const int most = device_.multiprocessors * resident_blocks(device_, launch.kernel, launch.shared_bytes);
     launch.blocks = blocks_for(last.last_chunk - first.first_chunk, most);
     launch.shares = add_shares(share_out(schedule_.chunks, first.first_chunk, last.last_chunk, launch.blocks));
@@ -172,7 +173,7 @@ class Stepper::Implementation {
   void add_update(const Segment& segment) {
     if (segment.rule < 0) return;
     Launch launch;
-    launch.kernel = kernels_of(segment.dtype).step.at(segment.rule);
+    launch.kernel = kernels_of(segment.storage).step.at(segment.rule);
     const int most = device_.multiprocessors * resident_blocks(device_, launch.kernel, launch.shared_bytes);
     launch.blocks = blocks_for(segment.last_chunk - segment.first_chunk, most);
     launch.shares = add_shares(share_out(schedule_.chunks, segment.first_chunk, segment.last_chunk, launch.blocks));
@@ -193,15 +194,16 @@ class Stepper::Implementation {
     launch.blocks = blocks_for(schedule_.chunks.size(), device_.multiprocessors * per_multiprocessor);
     const std::vector<std::int32_t> shares =
         share_out(schedule_.chunks, 0, static_cast<std::int32_t>(schedule_.chunks.size()), launch.blocks);
-    std::vector<bool> dense;
-    for (const std::int32_t slot : schedule_.slots) dense.push_back(problem.slots[slot].layout < 0);
+    std::vector<int> sizes;  // of dense gradients' elements
+    for (const std::int32_t s : schedule_.slots) {
+      sizes.push_back(problem.slots[s].layout < 0 ? element_size(problem.slots[s].dtype) : 0);
+    }
     const int available = std::min(device_.shared_per_block,
                                    device_.shared_per_multiprocessor / per_multiprocessor - device_.shared_reserved);
     const int base = sizeof(BlockMemory);
-    const std::size_t element = element_size(schedule_.segments.front().dtype);
-    launch.shared_bytes = base + keep_gradients(schedule_.chunks, shares, dense, element, available - base);
+    launch.shared_bytes = base + keep_gradients(schedule_.chunks, shares, sizes, available - base);
     if (launch.blocks > device_.multiprocessors * resident_blocks(device_, launch.kernel, launch.shared_bytes)) {
-      launch.shared_bytes = base + keep_gradients(schedule_.chunks, shares, dense, element, 0);
+      launch.shared_bytes = base + keep_gradients(schedule_.chunks, shares, sizes, 0);
     }
     launch.shares = add_shares(shares);
     joint_ = launch;
@@ -216,6 +218,7 @@ class Stepper::Implementation {
       tensors_[t].slot = schedule_.slots[t];
       tensors_[t].number = static_cast<std::int32_t>(slot.number);
       tensors_[t].first_chunk = schedule_.first_chunks[t];
+      tensors_[t].formats = slot.formats;
     }
     tensors_.back().first_chunk = schedule_.first_chunks.back();
   }
@@ -308,6 +311,7 @@ class Stepper::Implementation {
     header.found_infinite = problem.found_infinite;
     header.parameter_sums = problem.parameter_sums;
     header.each_tensor = clips_each_tensor(problem.clip.policies) ? 1 : 0;
+    header.rounding_seed = problem.rounding_seed;
     header.norm = problem.norm;
     header.clip = problem.clip;
     header.chunk_count = static_cast<std::int32_t>(schedule_.chunks.size());

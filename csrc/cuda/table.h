@@ -28,7 +28,7 @@ struct ChunkEntry {
   std::int32_t unused = 0;
 };
 
-// The tensors stand in the order of their dtype and rule, so that every launch works on a run of them.
+// The tensors stand in the order of their kernels and rule, so that every launch works on a run of them.
 struct TensorEntry {
   void* arrays[kMaxArrays];  // as in Slot, without the gradient's
   float* step;               // may be null
@@ -37,6 +37,7 @@ struct TensorEntry {
   std::int32_t slot;         // where the tensor stands in Problem::slots
   std::int32_t first_chunk;  // its chunks end where the next tensor's begin; an entry more than tensors ends the last
   std::int32_t number;       // as in Slot
+  Formats formats;           // as in Slot, where the arrays are mixed
 };
 
 struct GroupEntry {
@@ -69,6 +70,7 @@ struct Header {
   const float* loss_scale;
   const float* found_infinite;
   const double* parameter_sums;  // as in Problem
+  std::uint64_t rounding_seed;
   Norm norm;
   ClipSettings clip;
   std::int32_t each_tensor;  // 1: a policy clips each tensor by itself

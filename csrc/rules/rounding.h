@@ -53,6 +53,15 @@ GF_HOST_DEVICE RandomWords random_words(const RoundingKey& key, std::int64_t qua
       key.seed);
 }
 
+// The word of element `element` alone.
+GF_HOST_DEVICE std::uint32_t random_word(const RoundingKey& key, std::int64_t element, int pair) {
+  const RandomWords words = random_words(key, element / 4, pair);
+  const int place = static_cast<int>(element % 4);
+  const std::uint32_t low = place == 0 ? words.word[0] : words.word[1];
+  const std::uint32_t high = place == 2 ? words.word[2] : words.word[3];
+  return place < 2 ? low : high;
+}
+
 // ---- rounding by chance --------------------------------------------------------------------------------------------
 
 // Rounds up in magnitude with the probability of the distance from the lower neighbour, exactly; `random` has 16 bits.

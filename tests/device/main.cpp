@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   if (wanted("shim")) test::run_shim_cases();
 #endif
   if (wanted("step")) test::run_step_cases();
+  if (wanted("mixed")) test::run_mixed_cases();
   if (wanted("policy")) test::run_policy_cases();
   if (wanted("launch")) test::run_launch_cases();
   std::printf("%d passed, %d failed\n", test::passed, test::failed);

@@ -67,41 +67,53 @@ std::int64_t Model::position(const Tensor& tensor, int array, std::int64_t eleme
 }
 
 std::size_t Model::offset(const Tensor& tensor, int array, std::int64_t element) const {
-  return kGuardBytes + (tensor.shape.shift[array] + position(tensor, array, element)) * size_of(tensor.dtype);
+  return kGuardBytes + (tensor.shape.shift[array] + position(tensor, array, element)) * size_of(tensor.dtypes[array]);
 }
 
 double Model::value(const Tensor& tensor, int array, std::int64_t element) const {
-  return decode(tensor.before[array].data() + offset(tensor, array, element), tensor.dtype);
+  return decode(tensor.before[array].data() + offset(tensor, array, element), tensor.dtypes[array]);
 }
 
 void Model::fill(Tensor& tensor, int array, double from, double to) {
   std::uniform_real_distribution<double> values(from, to);
   Memory& memory = *tensor.arrays[array];
   for (std::int64_t e = 0; e < tensor.elements; ++e) {
-    encode(values(random_), memory.host.data() + offset(tensor, array, e), tensor.dtype);
+    encode(values(random_), memory.host.data() + offset(tensor, array, e), tensor.dtypes[array]);
   }
   memory.upload();
 }
 
 int Model::add(const Shape& shape, DType dtype, int group, float updates_so_far) {
-  Tensor tensor{shape, dtype, 1, {}, {}};
+  Tensor tensor{shape, {}, 1, {}, false, {}, {}};
+  tensor.dtypes.fill(dtype);
+  return add(shape, std::move(tensor), group, updates_so_far);
+}
+
+int Model::add_mixed(const Shape& shape, const gradfast::Formats& formats, int group, float updates_so_far) {
+  Tensor tensor{shape, {}, 1, formats, true, {}, {}};
+  for (int a = 0; a < kMaxArrays; ++a) tensor.dtypes[a] = dtype_of(formats.array[a]);
+  return add(shape, std::move(tensor), group, updates_so_far);
+}
+
+int Model::add(const Shape& shape, Tensor tensor, int group, float updates_so_far) {
   for (const std::int64_t size : shape.sizes) tensor.elements *= size;
   const int rule = problem_.groups[group].rule;
   const bool in_place = rule == kScale || rule == kClamp;  // the gradient itself is updated
+  const int arrays = kFirstState + state_count(rule) + tensor.formats.has_copy;
   gradfast::Slot slot;
-  for (int a = 0; a < kFirstState + state_count(rule); ++a) {
+  for (int a = 0; a < arrays; ++a) {
     if (in_place && a == kGradient) {
       slot.arrays[a] = slot.arrays[kParameter];
       continue;
     }
     std::int64_t last = -1;
     for (std::int64_t e = 0; e < tensor.elements; ++e) last = std::max(last, position(tensor, a, e));
-    const std::size_t bytes = 2 * kGuardBytes + (shape.shift[a] + last + 1) * size_of(dtype);
+    const std::size_t bytes = 2 * kGuardBytes + (shape.shift[a] + last + 1) * size_of(tensor.dtypes[a]);
     tensor.arrays.push_back(std::make_unique<Memory>(bytes));
     for (std::byte& byte : tensor.arrays.back()->host) byte = static_cast<std::byte>(random_());
     const bool square = a >= kFirstState + 1;  // Adam's second moments are not negative
     fill(tensor, static_cast<int>(tensor.arrays.size()) - 1, square ? 0 : -1, 1);
-    slot.arrays[a] = tensor.arrays.back()->device + kGuardBytes + shape.shift[a] * size_of(dtype);
+    slot.arrays[a] = tensor.arrays.back()->device + kGuardBytes + shape.shift[a] * size_of(tensor.dtypes[a]);
   }
   if (in_place) {  // one array under two numbers: keep the list in the slots' order
     slot.arrays[kGradient] = slot.arrays[kParameter];
@@ -113,10 +125,13 @@ int Model::add(const Shape& shape, DType dtype, int group, float updates_so_far)
   steps_.push_back(std::move(step));
   slot.elements = tensor.elements;
   slot.group = group;
-  slot.dtype = dtype;
+  slot.dtype = tensor.dtypes[kGradient];
+  slot.mixed = tensor.mixed;
+  slot.formats = tensor.formats;
+  slot.number = static_cast<std::uint32_t>(tensors_.size());
   if (shape.needs_layout) {
     std::vector<std::vector<std::int64_t>> strides;
-    for (int a = 0; a < kFirstState + state_count(rule); ++a) strides.push_back(shape.strides[a]);
+    for (int a = 0; a < arrays; ++a) strides.push_back(shape.strides[a]);
     gradfast::Layout layout;
     if (!gradfast::make_layout(shape.sizes, strides, &layout)) throw std::runtime_error("too many dimensions");
     slot.layout = static_cast<int>(problem_.layouts.size());
@@ -137,8 +152,18 @@ void Model::fill_gradients() {
 void Model::set_gradient(int index, std::int64_t element, double value) {
   Tensor& tensor = tensors_[index];
   const int array = std::min<int>(kGradient, static_cast<int>(tensor.arrays.size()) - 1);
-  encode(value, tensor.arrays[array]->host.data() + offset(tensor, array, element), tensor.dtype);
+  encode(value, tensor.arrays[array]->host.data() + offset(tensor, array, element), tensor.dtypes[array]);
   tensor.arrays[array]->upload();
+}
+
+void Model::zero_parameters() {
+  for (Tensor& tensor : tensors_) fill(tensor, kParameter, 0, 0);
+}
+
+double Model::stored(int index, int array, std::int64_t element) {
+  Tensor& tensor = tensors_[index];
+  tensor.arrays[array]->download();
+  return decode(tensor.arrays[array]->host.data() + offset(tensor, array, element), tensor.dtypes[array]);
 }
 
 void Model::move_gradients() {
@@ -149,7 +174,7 @@ void Model::move_gradients() {
     moved->host = tensor.arrays[kGradient]->host;
     moved->upload();
     problem_.slots[t].arrays[kGradient] =
-        moved->device + kGuardBytes + tensor.shape.shift[kGradient] * size_of(tensor.dtype);
+        moved->device + kGuardBytes + tensor.shape.shift[kGradient] * size_of(tensor.dtypes[kGradient]);
     std::swap(moved, tensor.arrays[kGradient]);
     retired_.push_back(std::move(moved));  // something in flight may still read it
   }
@@ -236,7 +261,7 @@ void Model::check_report(const Report& report) {
                       : norm.kind == NormKind::general ? std::pow(sum, 1 / norm.p)
                                                        : sum;
   bool half_precision = false;
-  for (const Tensor& tensor : tensors_) half_precision = half_precision || size_of(tensor.dtype) == 2;
+  for (const Tensor& tensor : tensors_) half_precision = half_precision || size_of(tensor.dtypes[kGradient]) == 2;
   const double relative = half_precision ? 1e-7 : 1e-13;
   check(close(report.sum, sum, relative), "sum " + std::to_string(report.sum) + " for " + std::to_string(sum));
   check(close(report.norm, root / loss_scale, relative), "norm " + std::to_string(report.norm));
@@ -262,7 +287,7 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
   const bool updated = !skipped && group.rule >= 0;
   const bool in_place = group.rule == kScale || group.rule == kClamp;
   const int states = state_count(group.rule);
-  const std::string name = "tensor " + std::to_string(index) + " (" + name_of(tensor.dtype) + ", " +
+  const std::string name = "tensor " + std::to_string(index) + " (" + name_of(tensor.dtypes[kParameter]) + ", " +
                            std::to_string(tensor.elements) + " elements)";
   for (auto& array : tensor.arrays) array->download();
   std::vector<std::vector<std::byte>> rest = tensor.before;  // what must be there beside the updated elements
@@ -278,14 +303,22 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
       if (a == kGradient) continue;
       const Value& want = a == kParameter ? expected.parameter : expected.state[a - kFirstState];
       const std::byte* got = tensor.arrays[a]->host.data() + offset(tensor, a, e);
-      const double stored = decode(got, tensor.dtype);
+      const double stored = decode(got, tensor.dtypes[a]);
+      // By chance, either neighbour will do: a whole unit of the last place.
+      const double units = tensor.mixed && gradfast::is_by_chance(tensor.formats.array[a]) ? 2 : 1;
       const bool good = (std::isnan(stored) && std::isnan(want.exact)) || stored == want.exact ||
-                        std::fabs(stored - want.exact) <= tolerance(want.exact, want.terms, tensor.dtype);
+                        std::fabs(stored - want.exact) <= units * tolerance(want.exact, want.terms, tensor.dtypes[a]);
       if (!good && ++wrong == 1) {
         first_wrong = ": array " + std::to_string(a) + " element " + std::to_string(e) + " is " +
                       std::to_string(stored) + ", not " + std::to_string(want.exact);
       }
-      std::copy_n(got, size_of(tensor.dtype), rest[a].data() + offset(tensor, a, e));
+      std::copy_n(got, size_of(tensor.dtypes[a]), rest[a].data() + offset(tensor, a, e));
+    }
+    if (tensor.formats.has_copy) {  // exactly the master, rounded to nearest
+      const int copy = kFirstState + states;
+      const double master =
+          decode(tensor.arrays[kParameter]->host.data() + offset(tensor, kParameter, e), DType::float32);
+      encode(master, rest[copy].data() + offset(tensor, copy, e), tensor.dtypes[copy]);
     }
   }
   check(wrong == 0, name + ": " + std::to_string(wrong) + " wrong values" + first_wrong);
@@ -306,7 +339,7 @@ void Model::check_step(gradfast::cuda::Stepper& stepper) {
             "the tensors' sums");
   }
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
-    const double relative = size_of(tensors_[t].dtype) == 2 ? 1e-7 : 1e-13;
+    const double relative = size_of(tensors_[t].dtypes[kGradient]) == 2 ? 1e-7 : 1e-13;
     check(close(sums[t], sum_of(tensors_[t]), relative), "sum of tensor " + std::to_string(t));
     const double factor = tensor_coefficients.empty() ? 1 : tensor_coefficients[t];
     check_tensor(t, now.coefficient / loss_scale * factor, now.skipped != 0);

@@ -59,9 +59,13 @@ class Model {
   int add_group(int rule, std::vector<double> values);
   void set_lr_on_device(int group, double lr, bool as_double);
   int add(const Shape& shape, DType dtype, int group, float updates_so_far = 0);
+  // A tensor whose arrays differ. `formats`: of parameter, gradient, states and, where it has one, the master's copy.
+  int add_mixed(const Shape& shape, const gradfast::Formats& formats, int group, float updates_so_far = 0);
   void fill_gradients();
   // One element of a gradient, in place.
   void set_gradient(int tensor, std::int64_t element, double value);
+  void zero_parameters();
+  double stored(int tensor, int array, std::int64_t element);  // as it is in device memory now
   void move_gradients();  // to other addresses, as a training loop that frees them does
 
   gradfast::Problem& problem() { return problem_; }
@@ -86,8 +90,10 @@ class Model {
  private:
   struct Tensor {
     Shape shape;
-    DType dtype;
+    std::array<DType, gradfast::kMaxArrays> dtypes;
     std::int64_t elements;
+    gradfast::Formats formats;  // where `mixed`
+    bool mixed = false;
     std::vector<std::unique_ptr<Memory>> arrays;  // in the order of Slot::arrays
     std::vector<std::vector<std::byte>> before;   // their bytes when remember() was called
     float updates_before = 0;
@@ -98,6 +104,7 @@ class Model {
   double value(const Tensor& tensor, int array, std::int64_t element) const;
   double sum_of(const Tensor& tensor) const;
   double join(double a, double b) const;
+  int add(const Shape& shape, Tensor tensor, int group, float updates_so_far);
   void fill(Tensor& tensor, int array, double from, double to);
   void check_tensor(std::size_t index, double scale, bool skipped);
   void give_scalars();

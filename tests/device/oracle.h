@@ -35,6 +35,19 @@ inline std::size_t size_of(DType dtype) {
   return sizes[static_cast<int>(dtype)];
 }
 
+inline DType dtype_of(gradfast::Format format) {
+  switch (format) {
+    case gradfast::Format::float16:
+    case gradfast::Format::float16_by_chance:
+      return DType::float16;
+    case gradfast::Format::bfloat16:
+    case gradfast::Format::bfloat16_by_chance:
+      return DType::bfloat16;
+    default:
+      return DType::float32;
+  }
+}
+
 // ---- stored numbers ------------------------------------------------------------------------------------------------
 
 inline double decode(const void* at, DType dtype) {

@@ -54,6 +54,24 @@ inline void store_bits_streaming(void* address, Bits128 bits, const Where& where
   store_bits(address, bits, where);
 }
 
+struct alignas(8) Bits64 {
+  std::uint32_t word[2];
+};
+
+inline Bits64 load_bits64(const void* address, const Where& where = Where::current()) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 8 != 0) shim::fail("misaligned 8-byte load", where);
+  Bits64 bits;
+  std::memcpy(&bits, address, sizeof bits);
+  return bits;
+}
+inline Bits64 load_bits64_streaming(const void* address, const Where& where = Where::current()) {
+  return load_bits64(address, where);
+}
+inline void store_bits64_streaming(void* address, Bits64 bits, const Where& where = Where::current()) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 8 != 0) shim::fail("misaligned 8-byte store", where);
+  std::memcpy(address, &bits, sizeof bits);
+}
+
 inline double load_shared_by_blocks(const double* address) { return *address; }
 
 // All fibres share one CPU thread, so the count is exact; others run before the caller learns of it.
