@@ -103,7 +103,7 @@ def readable(names: Sequence[str]) -> list[str]:
         return list(names)
     shortened = []
     for name in result.stdout.splitlines():
-        name = re.sub(r"\(anonymous namespace\)::|gradfast::(cuda::)?|^void ", "", name)
+        name = re.sub(r"_INTERNAL_\w+?::|\(anonymous namespace\)::|gradfast::(cuda::)?|^void ", "", name)
         shortened.append(re.sub(r"\((?!bool|int|long|\d).*", "", name))
     return shortened
 

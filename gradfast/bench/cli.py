@@ -30,6 +30,9 @@ OUTPUT = Path("runs/bench")
 TORCH_PEERS = ("torch-default", "torch-fused", "torch-scaled", "torch-unclipped")
 QUICK = {"workload": ["resnet50", "small"], "peer": ["torch-fused", "torch-unclipped"], "pairs": 15, "seconds": 1.5}
 
+# Marks in a document between which the table stands.
+BEGIN, END = "<!-- begin bench.md -->", "<!-- end bench.md -->"
+
 # The profiler that counts launches and bytes writes its own comings and goings to stderr.
 QUIET_PROFILER = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
@@ -104,6 +107,9 @@ def build_parser() -> Parser:
         type=Path,
         default=OUTPUT,
         help="for bench.json, bench.md, bench.png (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--into", metavar="FILE.md", type=Path, help=f"also put the table there, between lines {BEGIN} and {END}"
     )
     return parser
 
@@ -194,10 +200,28 @@ def write(report: dict[str, Any], folder: Path) -> None:
         print(f"gradfast bench: no chart: {reason}", file=sys.stderr)
 
 
+def split_document(path: Path) -> tuple[str, str]:
+    """The text before and after the place of the table, marks included.
+
+    Raises:
+        UserError: the file cannot be read, or has no such place.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"--into {path}: {error.strerror or error}") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"--into {path}: has no line {BEGIN} with a line {END} after it")
+    return before + begin + "\n", end + after
+
+
 def main(arguments: Sequence[str]) -> int:
     """``gradfast bench``; returns 1 where a contender was refused or failed."""
     given = build_parser().parse_args(list(arguments))
     settings = read_settings(given)
+    document = None if given.into is None else split_document(given.into)
     try:
         given.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -208,6 +232,9 @@ def main(arguments: Sequence[str]) -> int:
         processes.append(measure(settings))
     report = make_report(describe(settings.device), settings.as_json(), summarise(processes))
     write(report, given.output)
+    if document is not None:
+        with atomic_write(given.into) as file:
+            file.write((document[0] + markdown(report) + document[1]).encode())
     print_table(report)
     print(f"gradfast bench: written to {given.output}", file=sys.stderr)
     return 1 if any(case["kind"] != "unavailable" for case in report["left_out"]) else 0

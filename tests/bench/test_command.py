@@ -25,7 +25,9 @@ RATIO = {"median", "low", "high", "process_low", "process_high", "processes", "p
 @pytest.mark.slow
 def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*FLAGS, "--processes", "2", "--peer", "torch-fused", "torch-unclipped", "--optimizer", "SGD", "Lion"]
-    assert main(["bench", *flags, "--output", str(tmp_path / "new")]) == 0
+    document = tmp_path / "page.md"
+    document.write_text(f"# Speed\n\n{cli.BEGIN}\nan old table\n{cli.END}\n\nThe end.\n")
+    assert main(["bench", *flags, "--output", str(tmp_path / "new"), "--into", str(document)]) == 0
     report = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert set(report) == {"schema", "environment", "settings", "copy_bytes_per_second", "results", "left_out"}
     assert report["schema"] == 1
@@ -48,6 +50,8 @@ def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert table.count("| small | fp32 | SGD |") == 2
     assert "Lion torch-fused: left out: has no Lion" in table
     assert table.strip() == (tmp_path / "new" / "bench.md").read_text().strip()
+    page = document.read_text()
+    assert page == f"# Speed\n\n{cli.BEGIN}\n{table.strip()}\n{cli.END}\n\nThe end.\n"
     assert (tmp_path / "new" / "bench.png").stat().st_size > 5_000
 
 
@@ -94,6 +98,15 @@ def test_output_that_cannot_be_made_is_told_before_measuring(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         cli.main(["--quick", "--output", str(tmp_path / "file" / "folder")])
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{cli.END} {cli.BEGIN}", None])
+def test_a_document_without_a_place_is_told_before_measuring(text: str | None, tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    if text is not None:
+        document.write_text(text)
+    with pytest.raises(UserError, match=r"--into .*page\.md: "):
+        cli.main(["--quick", "--into", str(document), "--output", str(tmp_path)])
 
 
 def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def model(tensors: int, size: int = 512) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Lion"])
-@pytest.mark.parametrize("tensors", [1, 161, 2000])
+@pytest.mark.parametrize("tensors", [1, 161, 2000, 5000])
 def test_one_launch_a_step(name: str, tensors: int) -> None:
     parameters = model(tensors)
     optimizer = getattr(gradfast, name)(parameters, max_norm=1.0)
@@ -63,7 +63,7 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("tensors", [161, 2000])
+@pytest.mark.parametrize("tensors", [161, 2000, 5000])
 def test_torch_sees_no_synchronisation(tensors: int) -> None:
     """From the first step on, which makes the states."""
     parameters = model(tensors)
@@ -77,7 +77,7 @@ def test_torch_sees_no_synchronisation(tensors: int) -> None:
         gradfast.clip_grad_norm_(parameters, 1.0)
 
 
-@pytest.mark.parametrize("tensors", [161, 2000])
+@pytest.mark.parametrize("tensors", [161, 2000, 5000])
 def test_the_host_does_not_wait_for_a_busy_device(tensors: int) -> None:
     """torch sees only the waits that it makes itself. Here the device is busy for half a second, and a step returns."""
     parameters = model(tensors)
