@@ -205,7 +205,7 @@ def sanitize(check: Check, tool: str) -> str:
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if sanitizer is None:
         raise Skip("no compute-sanitizer on PATH or in /usr/local/cuda/bin")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", str(DEVICE_TEST), "step"]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", str(DEVICE_TEST), "step", "mixed"]
     output = check.call(f"{tool}.log", command, 50)
     summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
     return summaries[-1] if summaries else last_line(check.output / f"{tool}.log")
