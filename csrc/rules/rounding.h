@@ -77,6 +77,12 @@ GF_HOST_DEVICE BFloat16 narrow_by_chance<BFloat16>(float value, std::uint32_t ra
   return BFloat16{in_range ? static_cast<std::uint16_t>(rounded) : narrow<BFloat16>(value).bits};
 }
 
+// All ones if x < limit, both below 2^31. A mask and no condition: compilers turn selects into branches where one side
+// is long, and a loop with branches is not vectorised.
+GF_HOST_DEVICE std::uint32_t mask_below(std::uint32_t x, std::uint32_t limit) {
+  return static_cast<std::uint32_t>(static_cast<std::int32_t>(x - limit) >> 31);
+}
+
 template <>
 GF_HOST_DEVICE Half narrow_by_chance<Half>(float value, std::uint32_t random) {
   const std::uint32_t bits = bits_of(value);
@@ -86,14 +92,18 @@ GF_HOST_DEVICE Half narrow_by_chance<Half>(float value, std::uint32_t random) {
   const std::uint32_t normal = (magnitude - 0x38000000u + (random >> 3)) >> 13;
   // Subnormal, in units of the smallest: the fraction is compared with the middle of one of 65536 intervals, and the
   // probability of rounding up is right to 2^-17.
-  const float units = (magnitude < 0x38800000u ? float_of(magnitude) : 0.0f) * 0x1p24f;
+  const std::uint32_t is_subnormal = mask_below(magnitude, 0x38800000u);
+  const float units = float_of(magnitude & is_subnormal) * 0x1p24f;
   const auto whole = static_cast<std::int32_t>(units);
   const float fraction = units - static_cast<float>(whole);
   const float threshold = (static_cast<float>(static_cast<std::int32_t>(random)) + 0.5f) * 0x1p-16f;
-  const std::uint32_t subnormal = static_cast<std::uint32_t>(whole) + (fraction > threshold ? 1u : 0u);
-  const std::uint32_t rounded = (magnitude < 0x38800000u ? subnormal : normal) | sign;
-  const bool in_range = magnitude < 0x477fe000u;
-  return Half{in_range ? static_cast<std::uint16_t>(rounded) : narrow<Half>(value).bits};
+  const std::uint32_t subnormal = static_cast<std::uint32_t>(whole) + (bits_of(threshold - fraction) >> 31);
+  // To nearest beyond: 65504 up to the middle between it and 65536, then infinity.
+  const std::uint32_t nan_or_infinity = 0x7c00u | (0x200u & ~mask_below(magnitude, 0x7f800001u));
+  const std::uint32_t is_largest = mask_below(magnitude, 0x477ff000u), in_range = mask_below(magnitude, 0x477fe000u);
+  const std::uint32_t beyond = (0x7bffu & is_largest) | (nan_or_infinity & ~is_largest);
+  const std::uint32_t finite = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  return Half{static_cast<std::uint16_t>((finite & in_range) | (beyond & ~in_range) | sign)};
 }
 
 }  // namespace gradfast

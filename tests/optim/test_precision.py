@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -270,6 +271,57 @@ def test_bits_do_not_depend_on_threads_or_neighbours(dtype: torch.dtype, options
     train(gradfast.AdamW(again, lr=0.01, rounding_seed=8, **options), again, dtype, range(4))
     if "stochastic_rounding" in options:
         assert not torch.equal(again[0], results[0][0])
+
+
+def philox(counter: np.ndarray, seed: int) -> np.ndarray:
+    """Philox4x32-10 (Salmon et al. 2011) of n counters, [n, 4] of uint32, written anew from the paper."""
+    low = np.uint64(0xFFFFFFFF)
+    c = counter.astype(np.uint64)
+    key = [np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)]
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[:, 0], np.uint64(0xCD9E8D57) * c[:, 2]
+        c = np.stack(
+            [(b >> np.uint64(32)) ^ c[:, 1] ^ key[0], b & low, (a >> np.uint64(32)) ^ c[:, 3] ^ key[1], a & low], 1
+        )
+        key = [(key[0] + np.uint64(0x9E3779B9)) & low, (key[1] + np.uint64(0xBB67AE85)) & low]
+    return c.astype(np.uint32)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_bits_are_those_of_seed_step_parameter_and_element(dtype: torch.dtype) -> None:
+    """From zero with lr = 1 the exact result is -g; each element must go the way that its own 16 bits say.
+
+    The kernels for CUDA are held to the same function by tests/device/test_mixed.cpp.
+    """
+    zeros = philox(np.zeros((1, 4), np.uint32), 0)
+    assert zeros.tolist() == [[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]]  # published with the generator
+    count, seed, number, steps = 10_007, 0x123456789ABCDEF, 1, 3
+    other, parameter = torch.zeros(5, dtype=dtype), torch.zeros(count, dtype=dtype)
+    optimizer = gradfast.SGD([other, parameter], lr=1.0, stochastic_rounding=True, rounding_seed=seed)
+    exponents = torch.linspace(-26 if dtype == torch.float16 else -140, 12, count)
+    for step in range(steps):
+        exact = torch.randn(count) * torch.exp2(exponents)
+        parameter.zero_()
+        for each, gradient in ((other, torch.ones(5)), (parameter, -exact)):
+            each.grad_dtype = torch.float32
+            each.grad = gradient
+        optimizer.step()
+        element = np.arange(count)
+        counter = np.stack([element // 4, 0 * element, 0 * element + step, 0 * element + number], 1).astype(np.uint32)
+        words = philox(counter, seed)[element, element % 4] & 0xFFFF
+        # The neighbours of the magnitude, and how far along it lies, all exact in float64.
+        magnitude = exact.double().abs()
+        nearest = magnitude.to(dtype)
+        below = torch.where(nearest.double() > magnitude, torch.nextafter(nearest, torch.zeros_like(nearest)), nearest)
+        above = torch.nextafter(below, torch.full_like(below, math.inf)).double()
+        share = ((magnitude - below.double()) / (above - below.double())).numpy()
+        if dtype == torch.bfloat16:
+            up = words + share * 65536 >= 65536
+        else:
+            subnormal = (magnitude < 2.0**-14).numpy()
+            up = np.where(subnormal, share > (words + 0.5) / 65536, words // 8 + share * 8192 >= 8192)
+        expected = torch.where(torch.from_numpy(up), above, below.double()).copysign(exact.double())
+        assert_same(parameter.double(), expected)
 
 
 def test_nothing_finite_becomes_infinite_by_chance() -> None:
