@@ -5,7 +5,7 @@ The modules, in the order in which a run meets them::
     options, config    every setting, once: default, flag, YAML key, check, help text
     settings, recipes, cli      flags over YAML over recipes over defaults
     folder, elpv, split     which images there are, and which of them are held out
-    images, augment, batches, data      from files to batches; order and augmentation depend on (seed, epoch, index) only
+    images, augment, batches, data   from files to batches, whose order and augmentation depend on (seed, epoch, index)
     models, optimizers, schedule, criterion     what is trained, and how
     mixing, averaging       mixtures of images; the moving average of the weights
     step, loop, tally, metrics   one optimiser step; one epoch; the numbers it leaves behind
