@@ -151,6 +151,8 @@ void Engine::fill_slots(const StepSettings& settings) {
 
 void Engine::apply(const StepSettings& settings) {
   norm_ = norm_of(settings.norm_type);
+  TORCH_CHECK_NOT_IMPLEMENTED(settings.group_limits.empty() || parts_.size() == 1,
+                              "gradfast: max_norm of a parameter group needs all parameters on one device");
   for (Part& part : parts_) {
     part.loss_scale = scalar_on(part.device, settings.loss_scale, "loss_scale");
     part.found_infinite = scalar_on(part.device, settings.found_infinite, "found_infinite");
@@ -161,6 +163,16 @@ void Engine::apply(const StepSettings& settings) {
     part.problem.loss_scale = address(part.loss_scale);
     part.problem.rounding_seed = settings.rounding_seed;
     part.problem.found_infinite = address(part.found_infinite);
+    for (std::size_t g = 0; g < settings.group_limits.size(); ++g) {
+      part.problem.groups.at(g).max_norm = settings.group_limits[g];
+    }
+    part.rate_factors = at::Tensor();
+    if (settings.rate_factors.has_value()) {
+      TORCH_CHECK_VALUE(settings.rate_factors->numel() == static_cast<std::int64_t>(members_.size()),
+                        "gradfast: a learning-rate factor for each of ", members_.size(), " parameters is needed");
+      part.rate_factors = settings.rate_factors->to(part.device, at::kDouble).contiguous();
+    }
+    part.problem.rate_factors = part.rate_factors.defined() ? part.rate_factors.const_data_ptr<double>() : nullptr;
     part.problem.parameter_sums = nullptr;
     part.problem.clip.policies = settings.policies;
     if (settings.policies.count == 0) continue;

@@ -46,6 +46,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_readwrite("parameters_by_chance", &StepSettings::parameters_by_chance)
       .def_readwrite("states_by_chance", &StepSettings::states_by_chance)
       .def_readwrite("rounding_seed", &StepSettings::rounding_seed)
+      .def_readwrite("group_limits", &StepSettings::group_limits)
+      .def_readwrite("rate_factors", &StepSettings::rate_factors)
       .def_readwrite("policies", &StepSettings::policies)
       .def_readwrite("policy_state", &StepSettings::policy_state);
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "rules/policy.h"
 
@@ -29,6 +30,11 @@ struct StepSettings {
   // Clip policies, and the tensor that holds their state. It lives on the device of the first parameters.
   PolicyChain policies;
   std::optional<at::Tensor> policy_state;
+
+  // A limit a group for the norm of its own gradients, infinity for none; empty where no group has one.
+  std::vector<double> group_limits;
+  // A factor a parameter on its learning rate: a double tensor on the device of the parameters.
+  std::optional<at::Tensor> rate_factors;
 };
 
 }  // namespace gradfast

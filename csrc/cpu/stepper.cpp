@@ -44,9 +44,12 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
       }
 #pragma omp barrier
     }
-    if (updates && clips_each_tensor(problem.clip.policies)) {
+    if (updates && differs_by_tensor(problem)) {
 #pragma omp single
-      if (measures) sum_tensors(problem.norm);
+      {
+        if (measures) sum_tensors(problem.norm);
+        sum_groups(problem);
+      }
     }
     // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
     const double sum = measures ? combine(problem.norm) : given;
@@ -108,20 +111,21 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
 
 void Stepper::update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const {
   alignas(16) std::byte constants[kMaxConstantsBytes];
+  const bool by_tensor = differs_by_tensor(problem);
   const Slot* prepared = nullptr;  // the constants are those of this slot: neighbours mostly share them
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
     const UpdateFunctions& functions = work_[chunk.tensor].update;
-    const bool same = prepared != nullptr && (!decision.each_tensor || prepared == &slot) &&
-                      prepared->group == slot.group && prepared->dtype == slot.dtype &&
+    const bool same = prepared != nullptr && (!by_tensor || prepared == &slot) && prepared->group == slot.group &&
+                      prepared->dtype == slot.dtype &&
                       (prepared->step == slot.step || (prepared->step && slot.step && *prepared->step == *slot.step));
     if (!same) {
       const double step = slot.step == nullptr ? 1.0 : *slot.step + 1.0;
-      const double scale = decision.each_tensor ? tensor_scale(problem.clip, decision, static_cast<int>(slot.number),
-                                                               norm_of_tensor(problem, chunk.tensor))
-                                                : decision.scale;
-      functions.prepare(problem.groups[slot.group].values, step, scale, constants);
+      PackedHyperparameters values = problem.groups[slot.group].values;
+      if (problem.rate_factors != nullptr) values.value[0] *= problem.rate_factors[slot.number];
+      const double scale = by_tensor ? scale_of_tensor(problem, chunk.tensor, decision) : decision.scale;
+      functions.prepare(values, step, scale, constants);
       prepared = &slot;
     }
     const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
@@ -163,6 +167,25 @@ double Stepper::norm_of_tensor(const Problem& problem, std::int32_t tensor) cons
   const double sum =
       problem.parameter_sums == nullptr ? tensor_sums_[tensor] : problem.parameter_sums[problem.slots[tensor].number];
   return gradfast::finish(problem.norm, sum);
+}
+
+// The norm of the gradients of each group that has a limit of its own.
+void Stepper::sum_groups(const Problem& problem) {
+  group_norms_.assign(problem.groups.size(), 0.0);
+  if (!has_group_limits(problem)) return;
+  for (std::size_t t = 0; t < problem.slots.size(); ++t) {
+    double& sum = group_norms_[problem.slots[t].group];
+    sum = join(problem.norm, sum, tensor_sums_[t]);
+  }
+  for (double& sum : group_norms_) sum = gradfast::finish(problem.norm, sum);
+}
+
+// What the gradients of one tensor are multiplied with.
+double Stepper::scale_of_tensor(const Problem& problem, std::int32_t tensor, const ClipDecision& decision) const {
+  const Slot& slot = problem.slots[tensor];
+  const double limit = problem.groups[slot.group].max_norm;
+  return tensor_scale(problem.clip, decision, static_cast<int>(slot.number), norm_of_tensor(problem, tensor)) *
+         group_coefficient(decision, limit, group_norms_[slot.group]);
 }
 
 void Stepper::finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision) {

@@ -32,6 +32,8 @@ class Stepper {
   void measure_task(const Problem& problem, const Task& task);
   void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
   void sum_tensors(const Norm& norm);
+  void sum_groups(const Problem& problem);
+  double scale_of_tensor(const Problem& problem, std::int32_t tensor, const ClipDecision& decision) const;
   double norm_of_tensor(const Problem& problem, std::int32_t tensor) const;
   double combine(const Norm& norm) const;
   void finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision);
@@ -41,6 +43,7 @@ class Stepper {
   NormKind measured_kind_ = NormKind::two;
   std::vector<double> chunk_sums_;
   std::vector<double> tensor_sums_;
+  std::vector<double> group_norms_;  // where a group has a limit of its own
   Report report_;
 };
 

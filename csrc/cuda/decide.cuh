@@ -58,20 +58,38 @@ GF_DEVICE_CALL ClipDecision decide(const Header& header, double sum) {
   return decide(header.clip, finish(header.norm, sum), loss_scale, found_infinite);
 }
 
-// Where a policy clips each tensor by itself: what the gradients of each tensor of this block are multiplied with, a
-// warp a tensor. Blocks that share one write the same. memory.sum is set; the decision is made anew, as that costs less
-// than keeping it in registers.
-GF_DEVICE_CALL void scale_tensors(const Header& header, BlockMemory& memory, Share share) {
+// The norm of the gradients of one group in memory, by one warp, in every lane.
+GF_DEVICE double group_norm(const Header& header, std::int32_t group) {
+  double sum = 0;
+  GF_NO_UNROLL
+  for (int chunk = lane_index(); chunk < header.chunk_count; chunk += kWarpSize) {
+    if (header.tensors[header.chunks[chunk].tensor].group != group) continue;
+    sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
+  }
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum = join(header.norm, sum, shuffle_xor(sum, mask));
+  return finish(header.norm, sum);
+}
+
+// Where tensors have factors of their own (a policy clips each, or a group has a limit): what the gradients of each
+// tensor of this block are multiplied with, a warp a tensor. Blocks that share one write the same. memory.sum is set;
+// the decision is made anew, as that costs less than keeping it in registers.
+GF_DEVICE_CALL void scale_tensors(const Header& header, Changing changing, BlockMemory& memory, Share share) {
   block_barrier();  // memory.sum is there
   const ClipDecision decision = decide(header, memory.sum);
   const std::int32_t last = share.first < share.last ? header.chunks[share.last - 1].tensor : -1;
   const std::int32_t first = share.first < share.last ? header.chunks[share.first].tensor : 0;
+  std::int32_t group = -1;
+  double of_group = 1;
   GF_NO_UNROLL
   for (int t = first + warp_index(); t <= last; t += kWarps) {
-    const int number = header.tensors[t].number;
-    const double sum = header.parameter_sums ? header.parameter_sums[number] : tensor_sum(header, t);
-    const double scale = tensor_scale(header.clip, decision, number, finish(header.norm, sum));
-    if (lane_index() == 0) header.tensor_scales[t] = scale;
+    const TensorEntry& tensor = header.tensors[t];
+    const double sum = header.parameter_sums ? header.parameter_sums[tensor.number] : tensor_sum(header, t);
+    const double scale = tensor_scale(header.clip, decision, tensor.number, finish(header.norm, sum));
+    if (header.group_limits && tensor.group != group) {
+      group = tensor.group;
+      of_group = group_coefficient(decision, changing.groups[group].max_norm, group_norm(header, group));
+    }
+    if (lane_index() == 0) header.tensor_scales[t] = scale * of_group;
   }
   block_barrier();
 }

@@ -42,7 +42,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (header.tasks & kReport) write_report(header, memory, decision, sum);
   if (decision.skip && !decision.reached_policies) return;  // nothing changes, not even a policy's state
   if (thread_index() == 0) memory.sum = sum;
-  if (header.each_tensor && !decision.skip) scale_tensors(header, memory, share);
+  if (header.each_tensor && !decision.skip) scale_tensors(header, changing, memory, share);
   if (!decision.skip) {
     unsigned char* constants = memory.constants[warp_index()];
     if constexpr (std::is_same_v<Storage, Mixed>) {

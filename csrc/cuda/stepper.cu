@@ -283,7 +283,7 @@ class Stepper::Implementation {
 
   void fill_changing(const Problem& problem, unsigned char* to) const {
     for (const Group& group : problem.groups) {
-      const GroupEntry entry{group.values, group.lr, group.lr_is_double ? 1 : 0};
+      const GroupEntry entry{group.values, group.max_norm, group.lr, group.lr_is_double ? 1 : 0};
       std::memcpy(to, &entry, sizeof entry);
       to += sizeof entry;
     }
@@ -310,7 +310,9 @@ class Stepper::Implementation {
     header.loss_scale = problem.loss_scale;
     header.found_infinite = problem.found_infinite;
     header.parameter_sums = problem.parameter_sums;
-    header.each_tensor = clips_each_tensor(problem.clip.policies) ? 1 : 0;
+    header.rate_factors = problem.rate_factors;
+    header.each_tensor = differs_by_tensor(problem) ? 1 : 0;
+    header.group_limits = has_group_limits(problem) ? 1 : 0;
     header.rounding_seed = problem.rounding_seed;
     header.norm = problem.norm;
     header.clip = problem.clip;

@@ -42,6 +42,7 @@ struct TensorEntry {
 
 struct GroupEntry {
   PackedHyperparameters values;
+  double max_norm;  // as in Group
   const void* lr;
   std::int32_t lr_is_double;
   std::int32_t unused = 0;
@@ -70,12 +71,13 @@ struct Header {
   const float* loss_scale;
   const float* found_infinite;
   const double* parameter_sums;  // as in Problem
+  const double* rate_factors;    // likewise
   std::uint64_t rounding_seed;
   Norm norm;
   ClipSettings clip;
-  std::int32_t each_tensor;  // 1: a policy clips each tensor by itself
-  std::int32_t unused;
-  std::int32_t tasks;  // of enum Task
+  std::int32_t each_tensor;   // 1: tensors have factors of their own, see scale_tensors
+  std::int32_t group_limits;  // 1: a group has a limit of its own
+  std::int32_t tasks;         // of enum Task
   std::int32_t chunk_count;
   std::int32_t tensor_count;
   std::int32_t group_count;

@@ -20,12 +20,14 @@ using ConstantsOf = typename Rule::template Constants<Arithmetic<Storage>>;
 
 // The rule's constants for a tensor that had `updates` updates before this one, by one lane.
 template <class Rule, class Storage>
-GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, double scale, unsigned char* result) {
+GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, double scale, double rate,
+                                   unsigned char* result) {
   PackedHyperparameters values = group.values;
   if (group.lr) {
     values.value[0] = group.lr_is_double ? *static_cast<const double*>(group.lr)
                                          : static_cast<double>(*static_cast<const float*>(group.lr));
   }
+  values.value[0] *= rate;
   static_assert(sizeof(ConstantsOf<Rule, Storage>) <= kMaxConstantsBytes, "raise kMaxConstantsBytes");
   new (result) ConstantsOf<Rule, Storage>(
       Rule::template prepare<Arithmetic<Storage>>(unpack<Rule>(values), updates + 1.0, scale));
@@ -43,7 +45,8 @@ GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, const He
     warp_barrier();  // nobody reads the old ones any more
     if (lane_index() == 0) {
       if (header.each_tensor) scale = header.tensor_scales[index];
-      make_constants<Rule, Storage>(changing.groups[tensor.group], updates, scale, constants_of_warp);
+      const double rate = header.rate_factors ? header.rate_factors[tensor.number] : 1.0;
+      make_constants<Rule, Storage>(changing.groups[tensor.group], updates, scale, rate, constants_of_warp);
     }
     warp_barrier();
   }

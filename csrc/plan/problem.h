@@ -2,6 +2,7 @@
 // the binding fills in and the CPU and CUDA backends read.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -48,6 +49,7 @@ struct Group {
   PackedHyperparameters values{};  // value[0] is the learning rate
   const void* lr = nullptr;        // CUDA only: the learning rate in device memory, replaces value[0]
   bool lr_is_double = false;
+  double max_norm = INFINITY;  // of the gradients of this group alone, after all other clipping
 };
 
 struct Problem {
@@ -63,7 +65,22 @@ struct Problem {
   // Sums of powers by Slot::number, for policies that clip each tensor by itself; null: this device's own. Whoever
   // holds only a part of each parameter brings those of the whole, in the memory of the device.
   const double* parameter_sums = nullptr;
+
+  // Factors on the learning rate by Slot::number, in the memory of the device; null: none.
+  const double* rate_factors = nullptr;
 };
+
+inline bool has_group_limits(const Problem& problem) {
+  for (const Group& group : problem.groups) {
+    if (group.max_norm != INFINITY) return true;
+  }
+  return false;
+}
+
+// True where tensors of one group may need constants of their own.
+inline bool differs_by_tensor(const Problem& problem) {
+  return clips_each_tensor(problem.clip.policies) || problem.rate_factors != nullptr || has_group_limits(problem);
+}
 
 // The random bits that serve array number `array` of a Slot: which pair of random_words, and how far up in a word.
 struct RandomPlace {

@@ -65,6 +65,12 @@ GF_HOST_DEVICE double tensor_scale(const ClipSettings& settings, const ClipDecis
   return decision.scale * tensor_coefficient(settings.policies, number, measured_norm * decision.scale);
 }
 
+// What the gradients of a parameter group are multiplied with on top, to hold their norm to the group's own limit.
+// `measured_norm`: of the group's gradients in memory.
+GF_HOST_DEVICE double group_coefficient(const ClipDecision& decision, double limit, double measured_norm) {
+  return clip_coefficient(limit, measured_norm * decision.scale);
+}
+
 // Brings one parameter's part of the policies' state up to date; before advance_policies.
 GF_HOST_DEVICE void advance_tensor(const ClipSettings& settings, const ClipDecision& decision, int number,
                                    double measured_norm) {

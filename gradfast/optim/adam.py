@@ -11,6 +11,7 @@ from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.precision import Precision
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
+from gradfast.optim.update_clipping import rate_factors
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -116,6 +117,10 @@ class AdamW(_Adam, torch.optim.AdamW):
 
     The L1 part is its proximal step: it stops at zero. For the further arguments see `ClippedOptimizer`.
 
+    With `update_clipping=True` it is StableAdamW (Wortsman et al. 2023): every parameter's `lr` is divided by
+    `max(1, RMS)`, `RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))` with v of this step. That takes the place of
+    clipping by a norm, and costs a pass of its own: see `gradfast.optim.update_clipping`.
+
     Raises:
         ValueError: a hyper-parameter is out of range.
         RuntimeError: `differentiable=True`.
@@ -140,6 +145,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         norm_type: float = 2.0,
         l1: float = 0.0,
         nonfinite: str = "skip",
+        update_clipping: bool = False,
         process_group: ProcessGroup | None = None,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
@@ -152,4 +158,14 @@ class AdamW(_Adam, torch.optim.AdamW):
         self._init_clipping(
             max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
         )
+        if update_clipping and (max_norm is not None or clip is not None):
+            raise ValueError("update_clipping=True takes the place of clipping by a norm: leave out max_norm and clip")
+        self._clips_updates = update_clipping
         self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
+
+    def _rate_factors(self, settings: Any) -> Tensor:
+        groups = [self.param_groups[number] for number in self._engine_groups]
+        return rate_factors(self._engine_parameters, groups, self.state, settings.loss_scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_clips_updates": self._clips_updates}

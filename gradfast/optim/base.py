@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 from gradfast._load import native
 from gradfast.clip.policies import GlobalNorm, Policy
 from gradfast.optim import states
-from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1, norm_settings
+from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1, group_limits, norm_settings
 from gradfast.optim.eager import run_eagerly
 from gradfast.optim.policy_state import PolicyState
 from gradfast.optim.precision import Precision
@@ -41,6 +42,8 @@ class ClippedOptimizer(StepReport, Optimizer):
     Args:
         max_norm: largest global gradient norm that is let through; `None` measures but never clips. The gradients are
             multiplied by `min(1, max_norm / (norm + 1e-6))` as they are read; `p.grad` itself stays as it is.
+            A group may have a `max_norm` of its own, `{"params": ..., "max_norm": 0.5}`, for the norm of its gradients
+            alone and after all other clipping.
         clip: a clip policy instead of `max_norm`, such as `gradfast.clip.ZClip()`. What it remembers is saved under
             "clip_state" of `state_dict()`.
         norm_type: p of the global norm, at least 1; `inf` for the largest magnitude.
@@ -67,6 +70,9 @@ class ClippedOptimizer(StepReport, Optimizer):
     _clip: Policy | None = None
     _policy_state: PolicyState | None = None  # where the policy is more than a limit
 
+    _has_group_limits = False
+    _clips_updates = False  # asks _rate_factors at every step
+
     # Joins the sums of powers of several processes into one, a 0-d tensor. Called between measuring and updating.
     _join_sums: Callable[[Any], Tensor] | None = None
 
@@ -75,6 +81,10 @@ class ClippedOptimizer(StepReport, Optimizer):
         raise NotImplementedError
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _rate_factors(self, settings: Any) -> Tensor:
+        """Return a factor on each parameter's learning rate."""
         raise NotImplementedError
 
     def _init_clipping(
@@ -170,6 +180,10 @@ class ClippedOptimizer(StepReport, Optimizer):
             if self._policy_state.policy.rewrites_gradients:
                 with torch.no_grad():
                     self._policy_state.policy.rewrite_(self._engine_parameters, self._engine_names, settings.loss_scale)
+        if self._has_group_limits:
+            settings.group_limits = group_limits(self.param_groups)
+        if self._clips_updates:
+            settings.rate_factors = self._rate_factors(settings)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)
@@ -221,6 +235,9 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._sharding = sharding = sharding_of(parameters, names, replicated, self.process_group)
         if sharding is not None:
             self._join_sums = lambda engine: sharding.join(engine, self.norm_type)
+        self._has_group_limits = any(limit != math.inf for limit in group_limits(self.param_groups))
+        if self._has_group_limits and sharding is not None:
+            raise NotImplementedError("gradfast: max_norm of a parameter group does not take sharded parameters yet")
         if self._policy_state is not None:
             self._policy_state.grow_to(len(parameters))
         self._engine = native.Engine(parameters, group_of, names)
@@ -288,6 +305,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         return {**super().__getstate__(), **kept, "process_group": group_name(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        own_limits = [group.get("max_norm") for group in self.__dict__.get("param_groups", ())]
         own_l1 = [group.get("l1", 0.0) for group in self.__dict__.get("param_groups", ())]
         own_replicated = [group.get("replicated") for group in self.__dict__.get("param_groups", ())]
         super().__setstate__(state)
@@ -299,6 +317,9 @@ class ClippedOptimizer(StepReport, Optimizer):
         for group, replicated in zip(self.param_groups, own_replicated):
             if replicated is not None:
                 group["replicated"] = replicated
+        for group, limit in zip(self.param_groups, own_limits, strict=False):
+            if limit is not None:
+                group.setdefault("max_norm", limit)
         if "_engine" not in self.__dict__:
             self._init_engine()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradfast.clip.policies import GlobalNorm, Policy
@@ -40,6 +41,15 @@ def check_l1(group: dict[str, Any]) -> None:
     """Raise ValueError if a group's L1 decay is negative or NaN."""
     if not group.get("l1", 0.0) >= 0.0:
         raise ValueError(f"Invalid l1 value: {group['l1']}")
+
+
+def group_limits(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return each group's own `max_norm`, infinity where it has none."""
+    limits = [math.inf if group.get("max_norm") is None else float(group["max_norm"]) for group in groups]
+    for number, limit in enumerate(limits):
+        if not limit > 0:
+            raise ValueError(f"Invalid max_norm of param_groups[{number}]: {limit}; it must be positive, or None")
+    return limits
 
 
 def apply_clipping(settings: Any, max_norm: float | None, norm_type: float, nonfinite: str) -> None:

@@ -284,6 +284,8 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
   Tensor& tensor = tensors_[index];
   const gradfast::Slot& slot = problem_.slots[index];
   const gradfast::Group& group = problem_.groups[slot.group];
+  gradfast::PackedHyperparameters values = group.values;
+  if (!rate_factors.empty()) values.value[0] *= rate_factors[index];
   const bool updated = !skipped && group.rule >= 0;
   const bool in_place = group.rule == kScale || group.rule == kClamp;
   const int states = state_count(group.rule);
@@ -298,7 +300,7 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
     for (int s = 0; s < states; ++s) state[s] = value(tensor, kFirstState + s, e);
     const double p = value(tensor, kParameter, e);
     const double g = value(tensor, in_place ? kParameter : kGradient, e);
-    const Updated expected = update(group.rule, group.values.value, tensor.updates_before + 1.0, scale, p, g, state);
+    const Updated expected = update(group.rule, values.value, tensor.updates_before + 1.0, scale, p, g, state);
     for (int a = 0; a < kFirstState + states; ++a) {
       if (a == kGradient) continue;
       const Value& want = a == kParameter ? expected.parameter : expected.state[a - kFirstState];

@@ -55,6 +55,7 @@ class Model {
   double policy_coefficient = 1;  // what clip.policies are expected to make of the next step
   bool policy_skip = false;
   std::vector<double> tensor_coefficients;  // and of each tensor on top; empty: nothing
+  std::vector<double> rate_factors;         // on each tensor's learning rate; empty: none
 
   int add_group(int rule, std::vector<double> values);
   void set_lr_on_device(int group, double lr, bool as_double);

@@ -1,0 +1,87 @@
+"""StableAdamW: AdamW(update_clipping=True) against the paper in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import gradfast
+
+SHAPES = [(30, 7), (5,), (), (40_001,), (0,)]
+
+
+class StableAdamW:
+    """Wortsman et al. 2023, algorithm 2, with beta debiased as theirs; one parameter, float64."""
+
+    def __init__(self, weights: np.ndarray, lr: float, betas: tuple[float, float], eps: float, decay: float) -> None:
+        self.p, self.lr, self.betas, self.eps, self.decay = weights, lr, betas, eps, decay
+        self.m, self.v, self.t = np.zeros_like(weights), np.zeros_like(weights), 0
+
+    def step(self, g: np.ndarray) -> float:
+        self.t += 1
+        beta1, beta2 = (beta * (1 - beta ** (self.t - 1)) / (1 - beta**self.t) for beta in self.betas)
+        self.m = beta1 * self.m + (1 - beta1) * g
+        self.v = beta2 * self.v + (1 - beta2) * g**2
+        rms = np.sqrt(np.mean(g**2 / np.maximum(self.v, self.eps**2))) if g.size else 0.0
+        rate = self.lr / max(1.0, rms)
+        self.p = self.p - rate * self.decay * self.p - rate * self.m / (np.sqrt(self.v) + self.eps)
+        return rms
+
+
+def give_gradients(parameters: list[torch.Tensor], step: int) -> None:
+    """Gradients that grow a hundredfold now and then, which is when the denominator lags behind."""
+    generator = torch.Generator().manual_seed(step)
+    for number, parameter in enumerate(parameters):
+        size = 100.0 if (step + number) % 9 == 8 else 1.0
+        gradient = size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.grad = gradient.to(parameter.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_follows_the_paper(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    options = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8}
+    oracles = [StableAdamW(p.double().numpy(), decay=0.1, **options) for p in parameters]
+    optimizer = gradfast.AdamW(parameters, weight_decay=0.1, update_clipping=True, **options)
+    lowered = 0
+    for step in range(30):
+        give_gradients(parameters, step)
+        lowered += sum(
+            oracle.step(p.grad.double().numpy()) > 1.5 for oracle, p in zip(oracles, parameters, strict=True)
+        )
+        optimizer.step()
+        if step == 12:
+            parameters, optimizer = copy.deepcopy((parameters, optimizer))
+    assert lowered > 8
+    for oracle, parameter in zip(oracles, parameters, strict=True):
+        np.testing.assert_allclose(parameter.double().numpy(), oracle.p, rtol=tolerance, atol=tolerance)
+
+
+def test_sees_unscaled_gradients_and_skips_nan() -> None:
+    results = []
+    for scale in (1.0, 256.0):
+        parameters = [torch.ones(50, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)]
+        optimizer = gradfast.AdamW(parameters, lr=0.1, update_clipping=True)
+        if scale != 1:
+            optimizer.grad_scale = torch.tensor(scale)
+        for step in range(12):
+            give_gradients(parameters, step)
+            for parameter in parameters:
+                parameter.grad *= scale
+            if step == 5:
+                parameters[1].grad[0, 0] = float("nan")
+            optimizer.step()
+        assert optimizer.skipped_steps == 1
+        results.append(parameters)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
+        assert torch.isfinite(one).all()
+
+
+def test_takes_the_place_of_clipping() -> None:
+    with pytest.raises(ValueError, match="update_clipping"):
+        gradfast.AdamW([torch.ones(3)], max_norm=1.0, update_clipping=True)
