@@ -240,6 +240,7 @@ class ClippedOptimizer(StepReport, Optimizer):
             raise NotImplementedError("gradfast: max_norm of a parameter group does not take sharded parameters yet")
         if self._policy_state is not None:
             self._policy_state.grow_to(len(parameters))
+        self.precision.adopt(self.state)
         self._engine = native.Engine(parameters, group_of, names)
         self._engine_parameters, self._engine_groups, self._engine_names = parameters, group_of, names
         return self._engine

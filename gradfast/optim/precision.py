@@ -120,6 +120,14 @@ class Precision:
             if entries:
                 self._load_entries(optimizer.state[parameter], entries, parameter)
 
+    def adopt(self, state: dict[Tensor, dict[str, Any]]) -> None:
+        """Bring states that another optimiser made into these dtypes, in place."""
+        if self.is_default:
+            return
+        for parameter, entries in state.items():
+            if entries:
+                self._load_entries(entries, dict(entries), parameter)
+
     def _load_entries(self, state: dict[str, Any], saved: dict[str, Any], parameter: Tensor) -> None:
         keeps_master = self.keeps_master(parameter)
         if not keeps_master:

@@ -468,6 +468,23 @@ def test_a_torch_checkpoint_resumes_with_masters_made_of_the_parameters() -> Non
         torch.testing.assert_close(optimizer.state[mine]["master_param"], other, rtol=2.0**-20, atol=2.0**-22)
 
 
+@pytest.mark.parametrize("options", KEPT)
+def test_a_torch_optimizer_is_turned_into_ours_with_its_states_in_their_new_dtype(options: dict) -> None:
+    ours = parameters(torch.bfloat16)
+    foreign = torch.optim.SGD(ours, lr=0.05, momentum=0.9)
+    train(foreign, ours, torch.bfloat16, range(3))
+    before = [foreign.state[p]["momentum_buffer"].clone() for p in ours]
+    optimizer = gradfast.from_torch(foreign, max_norm=None, **options)
+    give_gradients(ours, 3, torch.bfloat16)
+    optimizer.step()
+    for parameter, momentum in zip(ours, before, strict=True):
+        found = optimizer.state[parameter]["momentum_buffer"]
+        assert found.dtype == options.get("state_dtype", torch.float32)
+        exact = 0.9 * momentum.double() + parameter.grad.double()
+        unit = 2.0**-7 if found.dtype == torch.bfloat16 else 2.0**-22
+        torch.testing.assert_close(found.double(), exact, rtol=unit, atol=unit)
+
+
 def test_without_the_option_a_checkpoint_with_masters_leaves_none_behind() -> None:
     ours = parameters(torch.bfloat16)
     optimizer = gradfast.AdamW(ours, lr=0.01, master_weights=True)
