@@ -20,7 +20,7 @@ import torch
 from cures import CURES
 from scenarios import SCENARIOS
 from table import curves, markdown, text
-from trial import Result, run
+from trial import Result, run, run_job
 
 
 def main() -> None:
@@ -73,11 +73,7 @@ def results_of(jobs: list[tuple[Any, ...]], processes: int) -> Iterator[Result]:
         yield from (run(*job) for job in jobs)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(_run, jobs, chunksize=4)
-
-
-def _run(job: tuple[Any, ...]) -> Result:
-    return run(*job)
+        yield from pool.imap_unordered(run_job, jobs, chunksize=4)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def rnn_adding_problem(seed: int, broken: bool) -> Task:
         loss=F.mse_loss,
         steps=500 if broken else 300,
         optimizer="SGD" if broken else "Adam",
-        options={"lr": 0.05, "momentum": 0.9} if broken else {"lr": 3e-3},
+        options={"lr": 0.02, "momentum": 0.9} if broken else {"lr": 3e-3},
+        max_norm=0.3 if broken else 1.0,
         mend=mend,
         mend_name="identity recurrence",
     )

@@ -74,6 +74,11 @@ def run(scenario: str, broken: bool, cure: str, seed: int) -> Result:
     return Result(scenario, broken, cure, seed, outcome, final, time.perf_counter() - start, thinned)
 
 
+def run_job(job: tuple[Any, ...]) -> Result:
+    """`run` for a pool of processes, which find it in this module; they would not find `__main__` again."""
+    return run(*job)
+
+
 def _evaluate(task: Any) -> float:
     with torch.no_grad():
         for module in task.model.modules():
