@@ -10,6 +10,7 @@ import torch
 from guard.runs import Run
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
+import gradfast
 from gradfast import clip
 from gradfast.guard import BackOff, Guard, LossWatch, Rewarm, SnapshotRing, TrainingStopped
 
@@ -79,6 +80,26 @@ def test_clipping_hard_is_an_event_with_unscaled_norms() -> None:
     (event,) = guard.events
     assert (event.step, event.rule, event.threshold, event.action) == (101, "max_norm", 1.0, "clipped")
     assert max(norm for _, norm in event.worst) <= event.norm * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", [gradfast.GradScaler, torch.amp.GradScaler])
+def test_under_a_gradient_scaler(kind) -> None:
+    """The scaler halves its scale, the guard takes note, and norms are told unscaled."""
+    run = Run({50: "nan", 100: "spike"}, max_norm=1.0)
+    scaler = kind("cpu", init_scale=1024.0)
+    guard = Guard(run.optimizer, also={"scaler": scaler}, back_off=None, rewarm=None)
+    for batch in run.batches():
+        inputs, labels = batch
+        run.optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(run.model(inputs), labels)
+        scaler.scale(loss).backward()
+        guard.step(loss, scaler)
+        scaler.update()
+    assert [(event.step, event.action) for event in guard.events] == [(51, "skipped"), (101, "clipped")]
+    assert scaler.get_scale() == 512.0
+    spike = guard.events[1]
+    assert max(norm for _, norm in spike.worst) <= spike.norm * (1 + 1e-6)
+    assert run.final_loss() < 0.1
 
 
 # ---- learning rates ----------------------------------------
