@@ -77,6 +77,36 @@ def test_torch_sees_no_synchronisation(tensors: int) -> None:
         gradfast.clip_grad_norm_(parameters, 1.0)
 
 
+FORMATS = [{}, {"master_weights": True}, {"stochastic_rounding": True, "state_dtype": torch.bfloat16}]
+
+
+@pytest.mark.parametrize("options", FORMATS)
+@pytest.mark.parametrize("kind", [torch.amp.GradScaler, gradfast.GradScaler])
+def test_no_synchronisation_under_a_scaler(kind: type[torch.amp.GradScaler], options: dict) -> None:
+    parameters = random([(512,)] * 161, torch.float16, DEVICE, seed=0)
+    optimizer = gradfast.AdamW(parameters, max_norm=1.0, **options)
+    scaler = kind("cuda", init_scale=1024.0)
+    scaler.scale(torch.ones(1, device=DEVICE))  # makes the scale
+    with no_synchronisation():
+        for step in range(5):
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, float("inf") if step == 2 else step + 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+    assert scaler.get_scale() == 512.0
+    assert optimizer.skipped_steps == 1
+
+
+@pytest.mark.parametrize("options", FORMATS[1:])
+def test_one_launch_for_arrays_of_several_formats(options: dict) -> None:
+    parameters = random([(512,)] * 161, torch.bfloat16, DEVICE, seed=0)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = gradfast.AdamW(parameters, max_norm=1.0, **options)
+    optimizer.step()
+    assert len(launches_of(optimizer.step)) == 1
+
+
 @pytest.mark.parametrize("tensors", [161, 2000, 5000])
 def test_the_host_does_not_wait_for_a_busy_device(tensors: int) -> None:
     """torch sees only the waits that it makes itself. Here the device is busy for half a second, and a step returns."""
