@@ -61,9 +61,13 @@ step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   step<Rule, Storage>(arguments.header, arguments.changing);
 }
 
+// Reading alone needs few registers, except where each tensor may have another format.
+template <class Storage>
+inline constexpr int kMeasuringBlocks = std::is_same_v<Storage, Mixed> ? kResidentBlocks : 3;
+
 // Phase 1 alone, for any norm.
 template <class Storage, int kBytes>
-GF_KERNEL(3)
+GF_KERNEL(kMeasuringBlocks<Storage>)
 measure_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   const Header& header = arguments.header;
   const Changing changing(header, arguments.changing);
