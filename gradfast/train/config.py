@@ -61,6 +61,8 @@ class TrainConfig(
     def check_together(self) -> None:
         if self.amp == "fp16" and self.nonfinite != "skip":
             raise UserError("--amp fp16 needs --nonfinite skip: its loss scale is found by skipping steps")
+        if self.clip_policy == "value" and self.clip_grad is None:
+            raise UserError("--clip-policy value takes its limit from --clip-grad, which is off; give a magnitude")
         if self.nesterov and (self.opt != "sgd" or self.momentum == 0):
             raise UserError("--nesterov is a kind of momentum of --opt sgd; leave it out, or give --momentum above 0")
         if self.zero_init_residual and not (self.init is None and self.norm == "batch"):

@@ -63,8 +63,9 @@ def draw_norms(axes: Any, steps: Sequence[Mapping[str, float]], max_norm: float 
     before = [row["grad_norm"] for row in sound]
     after = [row["grad_norm"] * row["clip_coef"] for row in sound]
     axes.plot(numbers, before, label="before clipping", color=FIRST, linewidth=1)
-    if max_norm is not None:
+    if max_norm is not None or after != before:
         axes.plot(numbers, after, label="after clipping", color=SECOND, linewidth=1)
+    if max_norm is not None:
         axes.axhline(max_norm, color=GUIDE, linestyle=":", label=f"limit {max_norm:g}")
     skipped = [row["step"] for row in steps if not math.isfinite(row["grad_norm"])]
     if skipped:

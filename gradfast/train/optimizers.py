@@ -10,6 +10,7 @@ from torch import nn
 import gradfast
 from gradfast.nn import param_groups
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.train.clipping import clip_arguments
 from gradfast.train.config import TrainConfig
 
 OPTIMISERS: dict[str, Any] = {
@@ -30,7 +31,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> ClippedOptimizer:
         "lr": config.lr,
         "weight_decay": config.weight_decay,
         "l1": config.l1,
-        "max_norm": config.clip_grad,
+        **clip_arguments(config, model),
         "nonfinite": config.nonfinite,
     }
     if config.opt == "sgd":

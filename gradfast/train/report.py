@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradfast.train.clipping import describe_clipping
 from gradfast.train.config import TrainConfig
 from gradfast.train.data import Data
 from gradfast.train.history import SUMMARY
@@ -41,10 +42,9 @@ def describe_data(config: TrainConfig, data: Data) -> str:
 def describe_setup(config: TrainConfig, learner: Learner, folder: Path, resumed: Resumed | None) -> str:
     """What is trained, how, and where the results go."""
     place = f"cpu, {torch.get_num_threads()} threads" if learner.device.type == "cpu" else str(learner.device)
-    clip = "no clipping" if config.clip_grad is None else f"clipped at norm {config.clip_grad:g}"
     lines = [
         f"model      {config.model}, {count_parameters(learner.model) / 1e6:.1f} M parameters, on {place}",
-        f"optimiser  gradfast.{type(learner.optimizer).__name__}, {clip}; lr {config.lr:g} {config.sched}, "
+        f"optimiser  gradfast.{type(learner.optimizer).__name__}, {describe_clipping(config)}; lr {config.lr:g} {config.sched}, "
         f"batch {config.batch_size * config.grad_accum}, {config.epochs} epochs",
         f"results    {folder}",
     ]

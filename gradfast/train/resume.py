@@ -14,7 +14,7 @@ from gradfast.train.data import Data
 from gradfast.train.output import RUNS
 
 # What the saved weights, optimiser state or order of the data would not fit, or would not mean the same with.
-_FIXED = ("model", "activation", "norm", "opt", "norm_bias_decay", "sampler", "seed")
+_FIXED = ("model", "activation", "norm", "opt", "norm_bias_decay", "clip_policy", "sampler", "seed")
 # What decides how many batches an epoch has; may change between two epochs but not within one.
 _FIXED_WITHIN_EPOCH = ("batch_size", "grad_accum")
 

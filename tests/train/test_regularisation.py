@@ -245,6 +245,7 @@ def test_what_a_model_has_not_cannot_be_changed(settings: dict[str, object], mes
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"clip_policy": "value", "clip_grad": None}, "--clip-policy value takes its limit from --clip-grad"),
         ({"nesterov": True, "opt": "adam"}, "--nesterov is a kind of momentum of --opt sgd"),
         ({"nesterov": True, "momentum": 0.0}, "--nesterov is a kind of momentum"),
         ({"zero_init_residual": True, "init": "kaiming"}, "--zero-init-residual sets a norm's weight"),

@@ -111,7 +111,19 @@ def test_stopped_within_accumulated_steps(photos: Path, in_tmp: Path, monkeypatc
 def test_averages_mixtures_and_plateaus_go_on_as_well(
     photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["--model-ema", "--mixup", 0.4, "--cutmix", 1, "--random-erase", 0.3, "--auto-augment", "rand"]
+    flags = [
+        "--clip-policy",
+        "autoclip",
+        "--model-ema",
+        "--mixup",
+        0.4,
+        "--cutmix",
+        1,
+        "--random-erase",
+        0.3,
+        "--auto-augment",
+        "rand",
+    ]
     flags += ["--sampler", "balanced", "--sched", "plateau", "--patience", 0, "--decay-rate", 0.5, "--epochs", 3]
     command = arguments(photos, *flags)
     assert main([*command, "--output", "undisturbed"]) == 0

@@ -19,6 +19,21 @@ class GradientsOptions:
         "scale gradients whose global norm is above this down to it, within the optimiser's pass; 0 or off: never",
         "NORM",
     )
+    clip_policy: str = choice(
+        "norm",
+        "gradients",
+        "what decides about a step, before --clip-grad is the last limit: norm (that limit alone), zclip (the z-score of "
+        "the norm), autoclip (a percentile of earlier norms), agc (each unit by its weights' norm, the classifier left "
+        "out), adagc (each parameter by its own earlier norms, at first by --clip-grad), skip-spikes (leave out steps "
+        "whose norm stands out), value (each element by --clip-grad, no norm)",
+        "norm",
+        "value",
+        "agc",
+        "autoclip",
+        "zclip",
+        "adagc",
+        "skip-spikes",
+    )
     nonfinite: str = choice(
         "skip",
         "gradients",
