@@ -34,6 +34,7 @@ class ArrayKind {
 // True when the tensors have one shape, and memory order pairs the same elements of both. The stride of a dimension of
 // size one means nothing, and convolutions leave all kinds of values in it.
 inline bool same_order(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_same(b)) return true;
   const at::IntArrayRef sizes = a.sizes(), other_sizes = b.sizes();
   if (sizes.size() != other_sizes.size()) return false;
   const at::IntArrayRef strides = a.strides(), other_strides = b.strides();

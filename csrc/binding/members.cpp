@@ -33,10 +33,6 @@ bool counts_for(const at::Tensor& parameter, const at::Tensor& step) {
   return step.scalar_type() == at::kFloat && step.numel() == 1 && step.device() == parameter.device();
 }
 
-std::int64_t version_of(const at::Tensor& tensor) {
-  return tensor.is_inference() ? 0 : static_cast<std::int64_t>(tensor._version());
-}
-
 // Somebody may have written into a parameter that has a master: loaded weights, say. What they wrote counts; where the
 // parameter is still the rounded master, the master keeps its digits.
 void take_over(Member& member) {
@@ -79,53 +75,6 @@ bool Members::same_rules(const std::vector<GroupSettings>& groups) const {
   return std::equal(
       bound_rules_.begin(), bound_rules_.end(), groups.begin(), groups.end(),
       [](const std::string& rule, const GroupSettings& settings) { return rule == std::get<0>(settings); });
-}
-
-bool Members::refresh(const py::dict& state, const std::vector<GroupSettings>& groups) {
-  if (!same_rules(groups) || !state_view_.matches(state.ptr())) return false;
-  for (Member& member : members_) {
-    const at::Tensor& gradient = member.whole.grad();
-    if (gradient.defined() != member.active) return false;
-    if (!member.active) continue;
-    if (member.slot == nullptr || !refresh_member(member, gradient)) return false;
-  }
-  return true;
-}
-
-bool Members::refresh_member(Member& member, const at::Tensor& gradient) {
-  const at::Tensor& parameter = member.parameter();
-  if (parameter.numel() != member.elements || !parameter.is_non_overlapping_and_dense()) return false;
-  if (member.has_master && member.version != version_of(parameter)) return false;
-  if (!same_order(gradient, parameter) || !member.kinds[kGradient].describes(gradient)) return false;
-  member.slot->arrays[kGradient] = member.kinds[kGradient].address(gradient);
-  for (std::size_t a = 0; a < member.arrays.size(); ++a) {
-    if (a == kGradient) continue;
-    const at::Tensor& array = member.arrays[a];
-    if (!member.kinds[a].describes(array) || !same_order(array, parameter)) return false;
-    member.slot->arrays[a] = member.kinds[a].address(array);
-  }
-  if (member.step.is_same(member.updates)) return true;
-  if (member.step.numel() != 1 || !member.step_kind.describes(member.step)) return false;
-  member.slot->step = static_cast<float*>(member.step_kind.address(member.step));
-  return true;
-}
-
-void Members::set_slot(std::size_t index, Slot* slot) {
-  Member& member = members_[index];
-  bool plain = slot->layout < 0 && member.arrays[kGradient].is_same(member.whole.grad());
-  for (std::size_t a = 0; a < member.arrays.size(); ++a) {
-    member.kinds[a] = ArrayKind(member.arrays[a]);
-    plain &= slot->arrays[a] == member.arrays[a].data_ptr() || slot->elements == 0;
-  }
-  member.slot = plain ? slot : nullptr;
-  member.elements = member.parameter().numel();
-  member.step_kind = ArrayKind(member.step);
-}
-
-void Members::hold_gradients() {
-  for (Member& member : members_) {
-    if (member.active && member.slot != nullptr) member.arrays[kGradient] = member.whole.grad();
-  }
 }
 
 // Of a DTensor: takes the part of the parameter again, for whoever moves or reshards a model exchanges it, and returns
@@ -235,18 +184,6 @@ std::vector<int> Members::never_updated() const {
     if (updates.defined() && updates.item<float>() == 0) indices.push_back(static_cast<int>(i));
   }
   return indices;
-}
-
-void Members::finish_step() {
-  for (Member& member : members_) {
-    if (!member.active) continue;
-    for (std::size_t a = 0; a < member.arrays.size(); ++a) {
-      if (a != kGradient) bump_version(member.arrays[a]);
-    }
-    if (member.sharded) bump_version(member.whole);
-    if (member.has_master) member.version = version_of(member.parameter());
-    if (member.arrays[kGradient].defined()) member.arrays[kGradient].reset();
-  }
 }
 
 at::ScalarType Members::norm_dtype() const {

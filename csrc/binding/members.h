@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -19,9 +20,10 @@ struct Member {  // one parameter
   const at::Tensor& parameter() const { return has_master ? arrays.back() : arrays[kParameter]; }
   at::Tensor& parameter() { return has_master ? arrays.back() : arrays[kParameter]; }
 
-  at::Tensor whole;                // as the optimiser has it: a DTensor, or the same as parameter()
-  bool sharded = false;            // a DTensor: the arrays are the parts of it that this rank holds
-  std::vector<at::Tensor> arrays;  // as in Slot: parameter or its fp32 master, gradient of this step, states, copy
+  at::Tensor whole;      // as the optimiser has it: a DTensor, or the same as parameter()
+  bool sharded = false;  // a DTensor: the arrays are the parts of it that this rank holds
+  // As in Slot: parameter or its fp32 master, gradient of this step, states, copy.
+  c10::SmallVector<at::Tensor, kMaxArrays> arrays;
   bool has_master = false;
   std::int64_t version = -1;  // of a parameter with a master, when the master was last known to agree with it
   int group;

@@ -41,7 +41,7 @@ Format format_of(const at::Tensor& tensor, bool by_chance) {
 }
 
 // The formats of a slot's arrays. True if the slot is mixed.
-bool find_formats(const std::vector<at::Tensor>& arrays, const Precision& precision, Formats* formats) {
+bool find_formats(at::TensorList arrays, const Precision& precision, Formats* formats) {
   const at::ScalarType dtype = arrays.front().scalar_type();
   if (dtype != at::kFloat && !is_narrow(dtype)) return false;
   bool mixed = precision.has_master;
@@ -56,14 +56,14 @@ bool find_formats(const std::vector<at::Tensor>& arrays, const Precision& precis
   return mixed;
 }
 
-bool share_memory_order(const std::vector<at::Tensor>& arrays) {
+bool share_memory_order(at::TensorList arrays) {
   const at::Tensor& first = arrays.front();
   if (!first.is_non_overlapping_and_dense()) return false;
   return std::all_of(arrays.begin(), arrays.end(), [&](const at::Tensor& array) { return same_order(array, first); });
 }
 
 // A complex element is two real ones: one more dimension of size 2 and stride 1.
-Layout layout_of(const std::vector<at::Tensor>& arrays, const std::string& name) {
+Layout layout_of(at::TensorList arrays, const std::string& name) {
   const bool complex = arrays.front().is_complex();
   std::vector<std::int64_t> sizes = arrays.front().sizes().vec();
   std::vector<std::vector<std::int64_t>> strides;
@@ -114,7 +114,7 @@ void check_match(const at::Tensor& parameter, const at::Tensor& other, const cha
                     ", the parameter is on ", parameter.device());
 }
 
-void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
+void add_slot(at::TensorList arrays, float* step, int group, const std::string& name, Problem* problem,
               const Precision& precision) {
   Slot slot;
   dtype_of(arrays[kGradient], &slot.dtype);
@@ -128,10 +128,6 @@ void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, con
     problem->layouts.push_back(layout_of(arrays, name));
   }
   problem->slots.push_back(slot);
-}
-
-void bump_version(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace gradfast

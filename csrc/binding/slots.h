@@ -31,10 +31,16 @@ struct Precision {
 
 // Appends the slot of one parameter. `arrays`: as in Slot, all of one shape. A Layout is appended to `problem` where
 // memory order would not pair the right elements.
-void add_slot(const std::vector<at::Tensor>& arrays, float* step, int group, const std::string& name, Problem* problem,
+void add_slot(at::TensorList arrays, float* step, int group, const std::string& name, Problem* problem,
               const Precision& precision = {});
 
 // Tells autograd that `tensor` was written, as torch's own in-place operators do.
-void bump_version(const at::Tensor& tensor);
+inline void bump_version(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+inline std::int64_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<std::int64_t>(tensor._version());
+}
 
 }  // namespace gradfast
