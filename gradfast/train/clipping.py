@@ -20,12 +20,10 @@ def clip_arguments(config: TrainConfig, model: nn.Module) -> dict[str, Any]:
         return {"clip": clip.Value(limit)}
     if config.clip_policy == "adagc":  # has a limit of its own, for its first steps, and stands last in any chain
         return {"clip": clip.AdaGC(max_norm=limit or 1.0)}
-    policy = {
-        "agc": lambda: clip.AGC(exclude=classifier_names(model)),
-        "autoclip": clip.AutoClip,
-        "zclip": clip.ZClip,
-        "skip-spikes": clip.SkipSpikes,
-    }[config.clip_policy]()
+    if config.clip_policy == "agc":
+        policy: clip.Policy = clip.AGC(exclude=classifier_names(model))
+    else:
+        policy = {"autoclip": clip.AutoClip, "zclip": clip.ZClip, "skip-spikes": clip.SkipSpikes}[config.clip_policy]()
     return {"clip": policy if limit is None else clip.Chain(policy, clip.GlobalNorm(limit))}
 
 
@@ -42,6 +40,5 @@ def describe_clipping(config: TrainConfig) -> str:
         return f"clipped at norm {limit}" if limit else "no clipping"
     if config.clip_policy == "value":
         return f"clipped at magnitude {limit}"
-    return f"clipped by {config.clip_policy}" + (
-        f", then at norm {limit}" * bool(limit and config.clip_policy != "adagc")
-    )
+    last = f", then at norm {limit}" if limit and config.clip_policy != "adagc" else ""
+    return f"clipped by {config.clip_policy}{last}"

@@ -44,8 +44,8 @@ def describe_setup(config: TrainConfig, learner: Learner, folder: Path, resumed:
     place = f"cpu, {torch.get_num_threads()} threads" if learner.device.type == "cpu" else str(learner.device)
     lines = [
         f"model      {config.model}, {count_parameters(learner.model) / 1e6:.1f} M parameters, on {place}",
-        f"optimiser  gradfast.{type(learner.optimizer).__name__}, {describe_clipping(config)}; lr {config.lr:g} {config.sched}, "
-        f"batch {config.batch_size * config.grad_accum}, {config.epochs} epochs",
+        f"optimiser  gradfast.{type(learner.optimizer).__name__}, {describe_clipping(config)}; lr {config.lr:g} "
+        f"{config.sched}, batch {config.batch_size * config.grad_accum}, {config.epochs} epochs",
         f"results    {folder}",
     ]
     if resumed:
