@@ -23,9 +23,9 @@ class GradientsOptions:
         "norm",
         "gradients",
         "what decides about a step, before --clip-grad is the last limit: norm (that limit alone), zclip (by the "
-        "norm's z-score), autoclip (a percentile of earlier norms), agc (each unit by its weights' norm, the classifier left "
-        "out), adagc (each parameter by its own earlier norms, at first by --clip-grad), skip-spikes (leave out steps "
-        "whose norm stands out), value (each element by --clip-grad, no norm)",
+        "norm's z-score), autoclip (a percentile of earlier norms), agc (each unit by its weights' norm, the "
+        "classifier left out), adagc (each parameter by its own earlier norms, at first by --clip-grad), skip-spikes "
+        "(leave out steps whose norm stands out), value (each element by --clip-grad, no norm)",
         "norm",
         "value",
         "agc",
