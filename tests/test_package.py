@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,11 @@ def test_every_public_symbol_is_there_and_documented(module_name: str) -> None:
 
 def test_types_are_shipped() -> None:
     assert (Path(gradfast.__file__).parent / "py.typed").is_file()
+
+
+def test_one_import_reaches_every_room_of_the_library_and_loads_no_extra() -> None:
+    extras = "{'torchvision', 'matplotlib', 'rich', 'yaml', 'tensorboard', 'elpv_dataset'}"
+    rooms = "gradfast.clip.ZClip, gradfast.guard.Guard, gradfast.monitor.Monitor, gradfast.nn.init_model"
+    program = f"import sys, gradfast; {rooms}; print(*({extras} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
