@@ -1,14 +1,16 @@
 """What the monitor costs: the time spent in its hooks, as a share of ResNet50's training steps.
 
-    python benchmarks/monitor.py --steps 50 --every 50
+    python benchmarks/monitor.py --steps 10 --every 50
 
-Both times are taken in the same steps, so that a busy machine slows both. On a GPU the share is of the time that the
-host spends, which hides behind the device's; the device's own share is in the difference of the two step times.
+Every second step is a sample, so that few steps show what both kinds cost; the share is worked out for one sample in
+`--every` steps. All times are taken in the same steps, so that a busy machine slows them alike. On a GPU the hooks'
+time is the host's, which hides behind the device's.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +33,7 @@ def timed(function: Callable[[], Any], times: list[float]) -> Callable[..., Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--img-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -54,23 +56,25 @@ def main() -> None:
             torch.cuda.synchronize()
 
     step()
-    monitor = gradfast.Monitor(optimizer, model, every=options.every)
+    monitor = gradfast.Monitor(optimizer, model, every=2)
     spent: list[float] = []
     optimizer._optimizer_step_pre_hooks.clear()
     optimizer._optimizer_step_post_hooks.clear()
     optimizer.register_step_pre_hook(timed(monitor._before_step, spent))
     optimizer.register_step_post_hook(timed(monitor._after_step, spent))
-    step()  # its first sample
+    step(), step()  # its first sample, and its first as it will be
     spent.clear()
     wait()
     start = time.perf_counter()
     for _ in range(options.steps):
         step()
     wait()
-    total = time.perf_counter() - start
-    samples = sum(1 for number in range(2, options.steps + 2) if number % options.every == 0)
-    print(f"{device}: {options.steps} steps of {1e3 * total / options.steps:.1f} ms, {samples} samples")
-    print(f"monitor: {1e3 * sum(spent) / options.steps:.3f} ms a step, {100 * sum(spent) / total:.3f} % of the time")
+    own = [before + after for before, after in zip(spent[::2], spent[1::2])]
+    bare = (time.perf_counter() - start - sum(own)) / options.steps
+    plain, sample = statistics.median(own[0::2]), statistics.median(own[1::2])  # steps 3, 5, ... and 4, 6, ...
+    share = (sample + (options.every - 1) * plain) / options.every / bare
+    print(f"{device}: a step without the monitor {1e3 * bare:.1f} ms; its hooks: {1e3 * plain:.3f} ms, at a sample")
+    print(f"{1e3 * sample:.1f} ms; with a sample every {options.every} steps {100 * share:.2f} % of the time")
 
 
 if __name__ == "__main__":
