@@ -37,19 +37,29 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
   const double given = total;
   ClipDecision decision{};
 
+  // A thread alone must not meet the barriers of a parallel region around this call, whose other threads are elsewhere.
+  const auto wait_for_all = [threads] {
+    if (threads == 1) return;
+#pragma omp barrier
+  };
+  const auto once = [threads](auto&& function) {
+    if (threads == 1) return function();
+#pragma omp single
+    function();
+  };
+
   const auto work = [&](bool first_thread) {
     if (measures) {
       for (int t; (t = next_measure.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
         measure_task(problem, plan_.tasks[t]);
       }
-#pragma omp barrier
+      wait_for_all();
     }
     if (updates && differs_by_tensor(problem)) {
-#pragma omp single
-      {
+      once([&] {
         if (measures) sum_tensors(problem.norm);
         sum_groups(problem);
-      }
+      });
     }
     // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
     const double sum = measures ? combine(problem.norm) : given;
