@@ -75,10 +75,15 @@ def save_checkpoint(folder: Path, state: dict[str, Any], is_best: bool, step: in
             os.fsync(file.fileno())
         for name in names:
             duplicate(temporary_name(path), folder / name)
+    remove_older_steps(folder, step, keep)
+
+
+def remove_older_steps(folder: Path, step: int, keep: int) -> None:
+    """Of ``step-N.pt`` up to N = `step`, remove all but the newest `keep`; none where `keep` is 0."""
     if keep > 0:
-        done = [other for other in sorted(folder.glob("step-*.pt")) if other.name <= step_name(step)]
-        for other in done[:-keep]:
-            other.unlink(missing_ok=True)
+        done = [path for path in sorted(folder.glob("step-*.pt")) if path.name <= step_name(step)]
+        for path in done[:-keep]:
+            path.unlink(missing_ok=True)
 
 
 def duplicate(source: Path, target: Path) -> None:

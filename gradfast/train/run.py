@@ -9,12 +9,13 @@ import torch
 
 from gradfast.files import remove_temporaries
 from gradfast.train.averaging import MovingAverage
+from gradfast.train.checkpoint import remove_older_steps
 from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
 from gradfast.train.criterion import ClassificationLoss, balanced_weights
 from gradfast.train.curves import CURVES, draw_curves
 from gradfast.train.data import Data, build_data
-from gradfast.train.history import SUMMARY, read_csv
+from gradfast.train.history import STEPS, SUMMARY, read_csv
 from gradfast.train.mixing import build_mixing
 from gradfast.train.models import build_model
 from gradfast.train.optimizers import build_optimizer
@@ -78,6 +79,8 @@ def build_learner(config: TrainConfig, data: Data, device: torch.device) -> Lear
 def finish_folder(folder: Path, config: TrainConfig) -> None:
     """Do what a run that was killed after its last checkpoint had left to do."""
     remove_temporaries(folder)
-    curves, summary = folder / CURVES, read_csv(folder / SUMMARY)
+    curves, summary, steps = folder / CURVES, read_csv(folder / SUMMARY), read_csv(folder / STEPS)
+    if steps:
+        remove_older_steps(folder, int(steps[-1]["step"]), config.keep)
     if summary and not (curves.is_file() and curves.stat().st_mtime_ns >= (folder / SUMMARY).stat().st_mtime_ns):
         draw_curves(folder, summary, config.clip_grad, run_name(config.model, config.data))
