@@ -17,7 +17,7 @@ GF_HOST_DEVICE A sign_of(A x) {
 template <class A>
 GF_HOST_DEVICE A add_decay(A g, A p, A weight_decay, A l1) {
   g = weight_decay != 0 ? g + weight_decay * p : g;
-  return l1 != 0 ? g + l1 * sign_of(p) : g;
+  return l1 != 0 && std::fabs(p) > 0 ? g + std::copysign(l1, p) : g;
 }
 
 // Decoupled decay (Loshchilov and Hutter 2019): p shrinks by the factor 1 - lr * weight_decay, and by l1's proximal
@@ -26,7 +26,7 @@ template <class A>
 GF_HOST_DEVICE A shrink(A p, A keep, A l1_step) {
   p *= keep;
   const A distance = std::fabs(p) < l1_step ? std::fabs(p) : l1_step;
-  return l1_step != 0 ? p - sign_of(p) * distance : p;
+  return l1_step != 0 ? p - std::copysign(distance, p) : p;
 }
 
 }  // namespace gradfast

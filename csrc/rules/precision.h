@@ -97,10 +97,9 @@ GF_HOST_DEVICE BFloat16 narrow<BFloat16, float>(float value) {
   return BFloat16{__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 #else
   const std::uint32_t bits = bits_of(value);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // ties go to the even neighbour
-  const std::uint32_t quiet_nan = (bits >> 16) | 0x40u;
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return BFloat16{static_cast<std::uint16_t>(is_nan ? quiet_nan : rounded)};
+  const std::uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // ties go to the even neighbour
+  // One shift for both, last: chosen among 16-bit values, a NaN would have to be packed and unpacked by vector code.
+  return BFloat16{static_cast<std::uint16_t>((value != value ? bits | 0x400000u : rounded) >> 16)};
 #endif
 }
 
