@@ -181,7 +181,7 @@ class ClippedOptimizer(StepReport, Optimizer):
                 with torch.no_grad():
                     self._policy_state.policy.rewrite_(self._engine_parameters, self._engine_names, settings.loss_scale)
         if self._has_group_limits:
-            settings.group_limits = group_limits(self.param_groups)
+            settings.group_limits = group_limits(self.param_groups, self.max_norm)
         if self._clips_updates:
             settings.rate_factors = self._rate_factors(settings)
         missing = self._measure_and_update(engine, settings)
@@ -235,7 +235,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._sharding = sharding = sharding_of(parameters, names, replicated, self.process_group)
         if sharding is not None:
             self._join_sums = lambda engine: sharding.join(engine, self.norm_type)
-        self._has_group_limits = any(limit != math.inf for limit in group_limits(self.param_groups))
+        limits = group_limits(self.param_groups, self.max_norm)
+        self._has_group_limits = any(limit != math.inf for limit in limits)
         if self._has_group_limits and sharding is not None:
             raise NotImplementedError("gradfast: max_norm of a parameter group does not take sharded parameters yet")
         if self._policy_state is not None:

@@ -43,13 +43,17 @@ def check_l1(group: dict[str, Any]) -> None:
         raise ValueError(f"Invalid l1 value: {group['l1']}")
 
 
-def group_limits(groups: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return each group's own `max_norm`, infinity where it has none."""
+def group_limits(groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> list[float]:
+    """Return each group's own `max_norm`, infinity where it has none that could act.
+
+    The norm of a part is never above that of the whole: what is no lower than the optimiser's own `max_norm` does
+    nothing. `ZeroRedundancyOptimizer` writes that very number into every group.
+    """
     limits = [math.inf if group.get("max_norm") is None else float(group["max_norm"]) for group in groups]
     for number, limit in enumerate(limits):
         if not limit > 0:
             raise ValueError(f"Invalid max_norm of param_groups[{number}]: {limit}; it must be positive, or None")
-    return limits
+    return [limit if max_norm is None or limit < max_norm else math.inf for limit in limits]
 
 
 def apply_clipping(settings: Any, max_norm: float | None, norm_type: float, nonfinite: str) -> None:

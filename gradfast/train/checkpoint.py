@@ -86,6 +86,15 @@ def remove_older_steps(folder: Path, step: int, keep: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def finish_checkpoint(path: Path, step: int, keep: int) -> None:
+    """Do what a run killed while it saved `path` had left to do: the file's other names, and the older ones."""
+    if path.name != LAST:  # which gets its name after the others
+        for name in [step_name(step)] * (keep > 0) + [LAST]:
+            if name != path.name:
+                duplicate(path, path.with_name(name))
+    remove_older_steps(path.parent, step, keep)
+
+
 def duplicate(source: Path, target: Path) -> None:
     """Make `target` hold what `source` holds, at once."""
     temporary = temporary_name(target)

@@ -9,7 +9,7 @@ import torch
 
 from gradfast.files import remove_temporaries
 from gradfast.train.averaging import MovingAverage
-from gradfast.train.checkpoint import remove_older_steps
+from gradfast.train.checkpoint import finish_checkpoint
 from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
 from gradfast.train.criterion import ClassificationLoss, balanced_weights
@@ -44,7 +44,7 @@ def run(settings: dict[str, Any]) -> int:
             if output is not None:
                 check_output(output)
         elif resumed.complete(config.epochs):
-            finish_folder(resumed.folder, config)
+            finish_folder(resumed.path, config)
             progress.say(f"{resumed.path} has all of its {config.epochs} epochs; --epochs with more continues it")
             return 0
         device = choose_device(config.device)
@@ -76,11 +76,12 @@ def build_learner(config: TrainConfig, data: Data, device: torch.device) -> Lear
     )
 
 
-def finish_folder(folder: Path, config: TrainConfig) -> None:
-    """Do what a run that was killed after its last checkpoint had left to do."""
+def finish_folder(checkpoint: Path, config: TrainConfig) -> None:
+    """Do what a run that was killed with, or after, its last checkpoint had left to do."""
+    folder = checkpoint.parent
     remove_temporaries(folder)
     curves, summary, steps = folder / CURVES, read_csv(folder / SUMMARY), read_csv(folder / STEPS)
     if steps:
-        remove_older_steps(folder, int(steps[-1]["step"]), config.keep)
+        finish_checkpoint(checkpoint, int(steps[-1]["step"]), config.keep)
     if summary and not (curves.is_file() and curves.stat().st_mtime_ns >= (folder / SUMMARY).stat().st_mtime_ns):
         draw_curves(folder, summary, config.clip_grad, run_name(config.model, config.data))

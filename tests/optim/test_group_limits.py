@@ -100,3 +100,15 @@ def test_a_limit_must_be_positive() -> None:
     give_gradients(groups)
     with pytest.raises(ValueError, match=r"param_groups\[0\]"):
         optimizer.step()
+
+
+def test_a_limit_no_lower_than_the_optimisers_own_changes_no_bit() -> None:
+    groups, optimizer = make([3.0, 3.0, 5.0], max_norm=3.0)
+    others, plain = make([None, None, None], max_norm=3.0)
+    for each in (groups, others):
+        give_gradients(each)
+    optimizer.step()
+    plain.step()
+    assert float(plain.clip_coef) < 1
+    for group, other in zip(groups, others, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(group["params"], other["params"], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,22 @@ def test_killed_at_any_call_to_the_file_system(undisturbed: Path, photos: Path, 
         assert_same_run(Path(output), undisturbed)
         left = {path.name for path in Path(output).iterdir()}
         assert left == {path.name for path in undisturbed.iterdir()}, (seed, number)
+
+
+@pytest.mark.parametrize("written", ["best", "step"])
+def test_killed_between_the_names_of_the_last_checkpoint(
+    undisturbed: Path, photos: Path, in_tmp: Path, written: str
+) -> None:
+    shutil.copytree(undisturbed, "run")
+    folder = Path("run")
+    whole, earlier = folder / "step-00000015.pt", folder / "step-00000014.pt"
+    whole.rename(folder / ("best.pt" if written == "best" else whole.name))
+    shutil.copy(earlier, folder / "last.pt")
+    os.utime(folder / "last.pt", ns=(0, 0))
+    assert main(["train", "--resume", "auto", "--output", "run"]) == 0
+    for name in ("last.pt", whole.name):
+        assert load_checkpoint(folder / name)["position"]["epoch"] == 3, name
+    assert {path.name for path in folder.iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
 @pytest.mark.slow
