@@ -16,7 +16,7 @@ START, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def cell(results: Sequence[Result]) -> str:
-    """One scenario under one cure: "3/3 0.21" for learnt in three of three seeds, with the median final loss."""
+    """One scenario under one cure: "6/6 0.21" for learnt in six of six seeds, with the median final loss."""
     if not results:
         return ""
     learnt = sum(result.outcome == "learnt" for result in results)
@@ -53,9 +53,14 @@ def markdown_table(results: Sequence[Result], broken: bool) -> str:
     head = ["scenario", *(cure.label for cure in CURES.values())]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows(results, broken):
-        cells = [row[0], *(f"**{value}**" if value.startswith("3/3") else value for value in row[1:])]
+        cells = [row[0], *(f"**{value}**" if learnt_always(value) else value for value in row[1:])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def learnt_always(value: str) -> bool:
+    learnt, slash, seeds = value.split(" ")[0].partition("/")
+    return bool(slash) and learnt == seeds and "div." not in value
 
 
 def markdown(results: Sequence[Result], path: Path) -> None:
@@ -63,8 +68,9 @@ def markdown(results: Sequence[Result], path: Path) -> None:
     body = path.read_text()
     before, rest = body.split(START)
     after = rest.split(END)[1]
+    seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results}))
     sections = [
-        "Broken: in how many of three seeds it learnt, or how it failed, and the median final loss.\n",
+        f"Broken: in how many of seeds {seeds} it learnt, or how it failed, and the median final loss.\n",
         markdown_table(results, True),
         "\nSound twins: what each cure does where nothing is wrong.\n",
         markdown_table(results, False),
@@ -74,10 +80,11 @@ def markdown(results: Sequence[Result], path: Path) -> None:
 
 
 def curves(results: Sequence[Result], folder: Path) -> None:
-    """The loss of seed 0 of every broken scenario, under four cures."""
+    """The loss of the first seed of every broken scenario, under four cures."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    seed = min(result.seed for result in results)
     names = [name for name in SCENARIOS if any(r.scenario == name and r.broken for r in results)]
     chosen = [name for name in ("torch", "torch_clip", "model", "all") if name in CURES]
     colours = dict(zip(chosen, ("#d55e00", "#e69f00", "#56b4e9", "#009e73")))
@@ -85,7 +92,7 @@ def curves(results: Sequence[Result], folder: Path) -> None:
     axes: Any = figure.subplots(-(-len(names) // 4), 4, squeeze=False).flatten()
     for axis, name in zip(axes, names):
         for result in results:
-            if result.scenario == name and result.broken and result.seed == 0 and result.cure in chosen:
+            if result.scenario == name and result.broken and result.seed == seed and result.cure in chosen:
                 values = [min(max(value, 1e-4), 1e4) for value in result.losses]
                 axis.plot(values, color=colours[result.cure], label=CURES[result.cure].label, linewidth=1.2)
         axis.set_yscale("symlog", linthresh=1e-2) if name == "gan" else axis.set_yscale("log")
@@ -94,7 +101,7 @@ def curves(results: Sequence[Result], folder: Path) -> None:
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     axes[0].legend(fontsize=7)
-    figure.suptitle("training loss of seed 0, cut off at 10⁴ (NaN and infinity lie there too)", fontsize=10)
+    figure.suptitle(f"training loss of seed {seed}, cut off at 10⁴ (NaN and infinity lie there too)", fontsize=10)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / PICTURE).open("wb") as file:
         FigureCanvasAgg(figure).print_png(file)
