@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from gradfast._load import native
+from gradfast.arguments import CommandParser
 from gradfast.bench.chart import draw_chart
 from gradfast.bench.contenders import OPTIMIZERS, PEERS
 from gradfast.bench.environment import describe
@@ -48,14 +49,7 @@ absolute times drift with the machine. Before anything is timed, both do two ste
 element by element: a contender that computes something else is refused, and the exit code is 1."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; gradfast bench --help lists the flags")
-
-
-def build_parser() -> Parser:
+def build_parser() -> CommandParser:
     listed = {
         "workload": {name: workload.about for name, workload in WORKLOADS.items()},
         "peer": {name: peer.about for name, peer in PEERS.items()},
@@ -68,12 +62,10 @@ def build_parser() -> Parser:
             ("columns of the table", COLUMNS),
         )
     )
-    parser = Parser(
+    parser = CommandParser(
         prog="gradfast bench",
         description=DESCRIPTION,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = parser.add_argument_group("what is compared")
     what.add_argument("--workload", nargs="+", metavar="NAME", help="default: all that suit the device")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from gradfast.errors import UserError
+from gradfast.arguments import CommandParser
 from gradfast.files import atomic_write
 from gradfast.monitor.page import embed, html_page, new_figure, png
 from gradfast.monitor.record import RunRecord, read_run
@@ -25,16 +24,9 @@ layers.png (each layer's norm over time, as a heat map), distribution.png, and r
   gradfast plot runs/today                 a folder with monitor.jsonl, or one of gradfast train"""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; gradfast plot --help lists the flags")
-
-
 def main(arguments: Sequence[str]) -> int:
     """``gradfast plot``; returns the exit code."""
-    parser = Parser(prog="gradfast plot", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="gradfast plot", description=DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a monitor's file")
     parser.add_argument("--output", metavar="FOLDER", help="where the pictures go (default: the run's folder)")
     options = parser.parse_args(arguments)

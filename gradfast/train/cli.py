@@ -6,8 +6,9 @@ import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
 from gradfast.extras import require
 from gradfast.train.config import FIELDS, flag
@@ -28,21 +29,12 @@ In the run folder: summary.csv (a line per epoch), steps.csv (a line per step), 
 checkpoints last.pt and best.pt."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; gradfast train --help lists the flags")
-
-
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="gradfast train",
         description=DESCRIPTION,
         epilog=f"recipes:\n{describe_recipes()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-c", "--config", metavar="FILE.yaml", help="settings as 'name: value' lines; flags override them"

@@ -7,12 +7,13 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
 from gradfast.extras import first_line, require
 from gradfast.monitor.doctor.diagnosis import diagnose
@@ -28,19 +29,10 @@ whether the learning rate is too high; with the evidence, and the line that mend
 The function returns (model, (inputs, targets), loss_fn), and the loss is loss_fn(model(inputs), targets)."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line each."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; gradfast doctor --help lists the flags")
-
-
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="gradfast doctor",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("target", nargs="?", metavar="MODULE:FUNCTION", help="returns (model, batch, loss_fn)")
     parser.add_argument("--model", metavar="NAME", help="a classification model of torchvision")
