@@ -1,6 +1,6 @@
 """Compile every CUDA kernel for every architecture and show what each takes of a GPU; fail where one spills registers.
 
-    python build_backend/kernel_resources.py [--architectures 8.0 9.0]
+    python build_backend/kernel_resources.py [--cuda 12] [--architectures 8.0 9.0]
 
 A kernel that needs more registers than it was given keeps some in memory, which costs the bandwidth that it is there to
 save. The assembler tells (`-Xptxas -v`); from registers follows the occupancy, how much of a multiprocessor's warps are
@@ -120,13 +120,18 @@ def table(functions: Sequence[Function], threads: int) -> str:
     return "\n".join(lines)
 
 
+def find_toolkit(majors: Sequence[int]) -> tuple[cuda_toolkit.Toolkit | None, str]:
+    """Return the toolkit of the first version that is here, and where it is; or None, and why not the first."""
+    found = [cuda_toolkit.find(major) for major in majors]
+    return next((one for one in found if one[0]), found[0])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="+", choices=list(LIMITS), default=list(LIMITS))
+    parser.add_argument("--cuda", type=int, choices=(12, 13), help="major version of the toolkit; CUDA_HOME finds it")
     given = parser.parse_args(arguments)
-    toolkit, reason = next(
-        (found for found in map(cuda_toolkit.find, (13, 12)) if found[0]), (None, cuda_toolkit.find(13)[1])
-    )
+    toolkit, reason = find_toolkit((given.cuda,) if given.cuda else (13, 12))
     if toolkit is None:
         print(f"gradfast: the kernels' resources are not checked: {reason}")
         return 1 if cuda_toolkit.wanted() == "1" else 0
