@@ -3,7 +3,7 @@
 from gradfast.nn.activations import replace_activation
 from gradfast.nn.gains import ACTIVATIONS, gain
 from gradfast.nn.initialise import METHODS, InitReport, LayerInit, init_model
-from gradfast.nn.norms import ScalarAffine, replace_norms
+from gradfast.nn.norms import ScalarAffine, group_count, group_norms, replace_norms
 from gradfast.nn.preserve import preserved
 from gradfast.nn.pretrained import Loaded, load_pretrained
 from gradfast.nn.regularise import add_dropout, add_stochastic_depth, param_groups, weight_penalty
@@ -18,6 +18,8 @@ __all__ = [
     "add_dropout",
     "add_stochastic_depth",
     "gain",
+    "group_count",
+    "group_norms",
     "init_model",
     "load_pretrained",
     "param_groups",

@@ -13,6 +13,7 @@ from gradfast.extras import first_line
 from gradfast.nn import (
     add_dropout,
     add_stochastic_depth,
+    group_norms,
     init_model,
     load_pretrained,
     replace_activation,
@@ -29,10 +30,12 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
             is not there.
     """
     model = make_model(config, classes)
-    change = "--norm none"
+    change = f"--norm {config.norm}"
     try:
         if config.norm == "none":
             replace_norms(model)
+        elif config.norm == "group" and not group_norms(model):
+            raise ValueError(f"{config.model} has no batch normalisation of images to replace")
         change = f"--activation {config.activation}"
         if config.activation is not None:
             replace_activation(model, config.activation)

@@ -41,7 +41,9 @@ class ModelOptions:
     norm: str = choice(
         "batch",
         "model",
-        "normalisation: the model's own (batch), or none, a scale and a shift in its place (with --init fixup)",
+        "normalisation: the model's own (batch); group, GroupNorm of 32 groups or the next fewer that divide the "
+        "channels, for batches of a few images; or none, a scale and a shift in its place (with --init fixup)",
         "batch",
+        "group",
         "none",
     )
