@@ -83,6 +83,9 @@ def build_geometry(name: str, size: int) -> Callable[[Any], Any]:
         return v2.RandomHorizontalFlip()
     if name == "dihedral":  # a flip and the four rotations reach all eight symmetries of the square
         return v2.Compose([v2.RandomHorizontalFlip(), RightAngleRotation()])
+    if name in ("shift", "shift-flip"):  # He et al. 2016, for CIFAR: four pixels of 32, with zeros around
+        shift = v2.RandomCrop(size, padding=max(1, size // 8))
+        return shift if name == "shift" else v2.Compose([shift, v2.RandomHorizontalFlip()])
     if name == "crop":
         return v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
     raise ValueError(f"unknown augmentation {name!r}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gradfast.train.augment import drawing_from, mix
-from gradfast.train.images import BadImage, read_image, to_square, to_tensor
+from gradfast.train.images import BadImage, to_square, to_tensor
 from gradfast.train.interrupt import SIGNALS
 from gradfast.train.listing import Listing
 
@@ -73,7 +73,7 @@ class ImageDataset(Dataset):
     def load(self, index: int) -> Any:
         if self.memory is not None:
             return self.memory[index]
-        image = read_image(self.listing.paths[index])
+        image = self.listing.read(index)
         if self.whole or isinstance(image, BadImage):
             return image
         return to_tensor(to_square(image, self.size, self.margin))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
+from gradfast.train.data_sets import DATA_SETS
 from gradfast.train.options.data import DataOptions
 from gradfast.train.options.gradients import GradientsOptions
 from gradfast.train.options.machine import MachineOptions
@@ -22,6 +23,10 @@ from gradfast.train.options.results import ResultsOptions
 
 # Torchvision's models whose residual blocks end in a norm that can start at zero.
 RESNETS = ("resnet", "resnext", "wide_resnet")
+
+# What --data knows by name, and how the images of each may be changed.
+AUGMENTATIONS = {"elpv": "dihedral", **{name: described.augment for name, described in DATA_SETS.items()}}
+NAMES = tuple(AUGMENTATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +48,17 @@ class TrainConfig(
             UserError: two settings contradict each other.
         """
         self.check_together()
-        folder = self.data != "elpv"
-        plain = self.init is None and self.norm == "batch"
+        plain = self.init is None and self.norm != "none"
         filled: dict[str, Any] = {
-            "data": str(Path(self.data).expanduser().resolve()) if folder else self.data,
-            "augment": ("crop" if folder else "dihedral") if self.augment == "auto" else self.augment,
+            "data": self.data if self.data in NAMES else str(Path(self.data).expanduser().resolve()),
+            "data_root": str(Path(self.data_root).expanduser().resolve()) if self.data in DATA_SETS else self.data_root,
+            "augment": AUGMENTATIONS.get(self.data, "crop") if self.augment == "auto" else self.augment,
             "zero_init_residual": plain and self.model.startswith(RESNETS),
             "lr": LEARNING_RATES[self.opt],
             "weight_decay": WEIGHT_DECAYS[self.opt],
             "class_weights": "none" if self.sampler == "balanced" else "balanced",
         }
-        always = ("data", "augment")
+        always = ("data", "data_root", "augment")
         return dataclasses.replace(
             self, **{name: value for name, value in filled.items() if name in always or getattr(self, name) is None}
         )
@@ -65,7 +70,7 @@ class TrainConfig(
             raise UserError("--clip-policy value takes its limit from --clip-grad, which is off; give a magnitude")
         if self.nesterov and (self.opt != "sgd" or self.momentum == 0):
             raise UserError("--nesterov is a kind of momentum of --opt sgd; leave it out, or give --momentum above 0")
-        if self.zero_init_residual and not (self.init is None and self.norm == "batch"):
+        if self.zero_init_residual and not (self.init is None and self.norm != "none"):
             raise UserError("--zero-init-residual sets a norm's weight that --init or --norm none would undo; take one")
         if self.zero_init_residual and not self.model.startswith(RESNETS):
             raise UserError(f"--zero-init-residual: {self.model} has no residual blocks with a last norm; leave it out")

@@ -15,11 +15,13 @@ from gradfast.errors import UserError
 from gradfast.train.augment import CROP_MARGIN, build_augmentation
 from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset
 from gradfast.train.config import TrainConfig
+from gradfast.train.data_sets import DATA_SETS
 from gradfast.train.elpv import list_elpv
 from gradfast.train.folder import list_folder
-from gradfast.train.images import BadImage, read_image, to_square, to_tensor
+from gradfast.train.images import BadImage, to_square, to_tensor
 from gradfast.train.listing import Listing
 from gradfast.train.split import stratified_split
+from gradfast.train.torchvision_sets import list_named
 
 CACHE_LIMIT = 2**30  # bytes of decoded images that --cache auto keeps in memory
 CHECK_LIMIT = 10_000  # up to so many images are all decoded before the first step; more are checked as they come
@@ -68,6 +70,8 @@ def build_data(config: TrainConfig, report: Callable[[str], None]) -> Data:
     if config.data == "elpv":
         listing, held_out = list_elpv(), None
         bad: list[BadImage] = []
+    elif config.data in DATA_SETS:
+        listing, held_out, bad = list_named(config.data, Path(config.data_root), config.download)
     else:
         listing, held_out, bad = list_folder(Path(config.data))
     refuse_if_strict(bad, config.strict)
@@ -128,19 +132,28 @@ def read_all(listing: Listing, keep: tuple[int, float] | None) -> tuple[Listing,
     Returns:
         (the sound images, their squares [n, 3, size, size] uint8 or None, the others)
     """
+    if keep and listing.pixels is not None and tuple(listing.pixels.shape[1:3]) == (keep[0],) * 2 and keep[1] == 0:
+        return listing, squares_of(listing.pixels), []
 
-    def read(path: Path) -> Tensor | BadImage | None:
-        image = read_image(path)
+    def read(index: int) -> Tensor | BadImage | None:
+        image = listing.read(index)
         if isinstance(image, BadImage):
             return image
         return to_tensor(to_square(image, *keep)) if keep else None
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(pool.map(read, listing.paths))
+        results = list(pool.map(read, range(len(listing))))
     sound = [index for index, result in enumerate(results) if not isinstance(result, BadImage)]
     bad = [result for result in results if isinstance(result, BadImage)]
     squares = [result for result in results if isinstance(result, Tensor)]
     return listing.select(sound), torch.stack(squares) if squares else None, bad
+
+
+def squares_of(pixels: Tensor) -> Tensor:
+    """[n, 3, size, size] of square images [n, size, size, 3] or [n, size, size]."""
+    if pixels.ndim == 3:
+        return pixels[:, None].expand(-1, 3, -1, -1).contiguous()
+    return pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def refuse_if_strict(bad: Iterable[BadImage], strict: bool) -> None:

@@ -1,13 +1,17 @@
-"""What a data set is before any image is read: paths, targets, class names, and strata for a fair split."""
+"""What a data set is before any image is decoded: paths, targets, class names, and strata for a fair split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+from torch import Tensor
+
 from gradfast.errors import UserError
+from gradfast.train.images import BadImage, read_image, to_rgb
 
 
 @dataclass(frozen=True)
@@ -15,16 +19,18 @@ class Listing:
     """Images and their classes.
 
     Attributes:
-        paths: one per image.
+        paths: one per image; names of no files where there are `pixels`.
         targets: index into `classes`, one per image.
         classes: class names, in the order of the model's outputs.
         strata: anything sortable and hashable, one per image; a split keeps the proportions of these.
+        pixels: [n, h, w, 3] or (grey) [n, h, w] uint8, the images of a data set that is one array; None for files.
     """
 
     paths: tuple[Path, ...]
     targets: tuple[int, ...]
     classes: tuple[str, ...]
     strata: tuple[tuple[str, ...], ...]
+    pixels: Tensor | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,7 +41,14 @@ class Listing:
             tuple(self.targets[i] for i in indices),
             self.classes,
             tuple(self.strata[i] for i in indices),
+            None if self.pixels is None else self.pixels[list(indices)],
         )
+
+    def read(self, index: int) -> Image.Image | BadImage:
+        """The whole image of this number, in RGB."""
+        if self.pixels is None:
+            return read_image(self.paths[index])
+        return to_rgb(Image.fromarray(self.pixels[index].numpy()))
 
     def counts(self) -> list[int]:
         """Images per class, in the order of `classes`."""

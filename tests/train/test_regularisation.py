@@ -11,7 +11,9 @@ pytest.importorskip("torchvision", exc_type=Exception)
 
 import torch
 from torch import nn
+from train.cases import arguments, untimed
 
+from gradfast.cli import main
 from gradfast.errors import UserError
 from gradfast.train.augment import AUTOMATIC, build_augmentation, drawing_from
 from gradfast.train.averaging import MovingAverage, kept_share
@@ -256,3 +258,19 @@ def test_what_a_model_has_not_cannot_be_changed(settings: dict[str, object], mes
 def test_settings_that_contradict_each_other(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_of(**settings)
+
+
+def test_group_norm_in_the_place_of_batch_norm() -> None:
+    model = build_model(config_of(norm="group"), 5)
+    kinds = Counter(type(module).__name__ for module in model.modules())
+    assert kinds["GroupNorm"] == 20 and kinds["BatchNorm2d"] == 0
+    assert (model.get_parameter("layer1.0.bn2.weight") == 0).all()  # blocks still begin as the identity
+    with pytest.raises(UserError, match=r"--norm group: alexnet has no batch normalisation"):
+        build_model(config_of(norm="group", model="alexnet", img_size=64), 5)
+
+
+def test_a_run_with_group_norm(photos: Path, in_tmp: Path) -> None:
+    for name, more in (("whole", ["--epochs", 2]), ("half", ["--epochs", 1])):
+        assert main(arguments(photos, "--norm", "group", "--sched", "constant", "--output", name, *more)) == 0
+    assert main(["train", "--resume", "half", "--epochs", "2"]) == 0
+    assert untimed(Path("half/steps.csv")) == untimed(Path("whole/steps.csv"))

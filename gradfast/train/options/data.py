@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gradfast.train import parse
+from gradfast.train.data_sets import DATA_SETS
 from gradfast.train.options.field import choice, option, switch
 
 
@@ -17,9 +18,18 @@ class DataOptions:
         parse.text,
         "data",
         "a folder with train/ and val/, each with one folder of images per class; or one folder of classes, which is "
-        "split by --seed; or elpv, the photographs of solar cells of the extra gradfast[demo]",
-        "PATH|elpv",
+        "split by --seed; or a data set by name: elpv, the photographs of solar cells of the extra gradfast[demo], or "
+        f"one of torchvision's below --data-root ({', '.join(DATA_SETS)}); ./elpv is a folder of such a name",
+        "PATH|NAME",
     )
+    data_root: str = option(
+        "data",
+        parse.text,
+        "data",
+        "folder that holds torchvision's data sets, unpacked as torchvision does it",
+        "FOLDER",
+    )
+    download: bool = switch("data", "let torchvision fetch the data set of --data into --data-root, if it is not there")
     val_split: float = option(
         0.2,
         parse.open_fraction,
@@ -32,11 +42,14 @@ class DataOptions:
         "auto",
         "data",
         "random changes of the training images: flip (left-right), dihedral (flips and right-angle rotations), crop "
-        "(a random part at a random size, flipped); auto takes dihedral for elpv and crop for folders",
+        "(a random part at a random size, flipped), shift (by an eighth at most), shift-flip; auto takes dihedral for "
+        "elpv and eurosat, shift-flip for small photographs such as cifar10, shift for digits and signs, else crop",
         "auto",
         "none",
         "flip",
         "dihedral",
+        "shift",
+        "shift-flip",
         "crop",
     )
     auto_augment: str = choice(
