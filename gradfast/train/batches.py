@@ -26,6 +26,10 @@ class Batch(NamedTuple):
     bad: list[BadImage]
     number: tuple[int, int] = (0, 0)
 
+    @property
+    def size(self) -> int:
+        return len(self.targets)
+
 
 class ImageDataset(Dataset):
     """Images of a listing by (epoch, index), from memory or from their files.
@@ -144,11 +148,22 @@ def is_dead_worker(error: RuntimeError) -> bool:
 
 
 class BatchLoader:
-    """The batches of one epoch after another."""
+    """The batches of one epoch after another, each with its number.
 
-    def __init__(self, dataset: ImageDataset, batches: EpochBatches, workers: int, pin_memory: bool) -> None:
+    Args:
+        collate: makes a batch, a NamedTuple with a field `number`, of what the data set gives for its keys.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: EpochBatches,
+        workers: int,
+        pin_memory: bool,
+        collate: Callable[[list[Any]], Any] = collate,
+    ) -> None:
         self.batches = batches
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Iterator[Any] | None = None
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -163,7 +178,7 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Batches `start` and on of an epoch."""
         self.batches.epoch = epoch
         self.batches.start = start

@@ -8,6 +8,7 @@ new setting is one field, in a file of `options`. A field ``batch_size`` is the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradfast.train.options.model import ModelOptions
 from gradfast.train.options.optimisation import LEARNING_RATES, OptimisationOptions
 from gradfast.train.options.regularisation import WEIGHT_DECAYS, RegularisationOptions
 from gradfast.train.options.results import ResultsOptions
+from gradfast.train.options.task import TASK_DEFAULTS, TaskOptions
 
 # Torchvision's models whose residual blocks end in a norm that can start at zero.
 RESNETS = ("resnet", "resnext", "wide_resnet")
@@ -38,6 +40,7 @@ class TrainConfig(
     OptimisationOptions,
     ModelOptions,
     DataOptions,
+    TaskOptions,
 ):
     """The settings of one run. None means "decide from the others": see `resolve`."""
 
@@ -87,6 +90,16 @@ class TrainConfig(
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+def make_config(settings: Mapping[str, Any]) -> TrainConfig:
+    """The resolved settings of a run, where those not given are the task's own or else the defaults.
+
+    Raises:
+        UserError: two settings contradict each other.
+    """
+    task = settings.get("task", FIELDS["task"].default)
+    return TrainConfig(**{**TASK_DEFAULTS[task], **settings}).resolve()
 
 
 def flag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""curves.png: loss, accuracy, and the gradient norm before and after clipping."""
+"""curves.png: what the task measures, and the gradient norm before and after clipping."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any
 from gradfast.extras import require
 from gradfast.files import atomic_write
 from gradfast.train.history import STEPS, read_csv
+from gradfast.train.tasks.task import Panel
 
 CURVES = "curves.png"
 
-# Blue and orange of the Okabe-Ito palette, which most colour-blind readers tell apart, and a grey for guides.
-FIRST, SECOND, GUIDE = "#0072b2", "#d55e00", "#888888"
+# Of the Okabe-Ito palette, which most colour-blind readers tell apart, and a grey for guides.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+FIRST, SECOND = COLOURS[:2]
+GUIDE = "#888888"
 MOST_POINTS = 4000  # of a norm curve: more are not to be seen in a picture of this size
 
 
-def draw_curves(folder: Path, summary: Sequence[Mapping[str, Any]], max_norm: float | None, title: str) -> None:
+def draw_curves(
+    folder: Path, summary: Sequence[Mapping[str, Any]], panels: Sequence[Panel], max_norm: float | None, title: str
+) -> None:
     """Draw the run in `folder`.
 
     Args:
         summary: the rows of its summary.csv.
+        panels: which of its columns to draw, before the gradient norm.
         max_norm: the clip limit, drawn as a line; None where nothing was clipped.
     """
     require("matplotlib", "train", "curves.png")
@@ -31,23 +37,16 @@ def draw_curves(folder: Path, summary: Sequence[Mapping[str, Any]], max_norm: fl
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     figure.suptitle(title)
-    loss, accuracy, norm = figure.subplots(1, 3)
+    *drawings, norm = figure.subplots(1, len(panels) + 1)
     epochs = [row["epoch"] for row in summary]
     mark = "o" if len(epochs) < 60 else None
-
-    for column, label, colour in (("train_loss", "training", FIRST), ("eval_loss", "held out", SECOND)):
-        loss.plot(epochs, [row[column] for row in summary], label=label, color=colour, marker=mark, markersize=4)
-    loss.set(title="loss", xlabel="epoch")
-    for column, label, colour in (
-        ("eval_acc1", "accuracy", FIRST),
-        ("eval_balanced_acc", "balanced accuracy", SECOND),
-    ):
-        accuracy.plot(epochs, [row[column] for row in summary], label=label, color=colour, marker=mark, markersize=4)
-    accuracy.set(title="accuracy on held-out images", xlabel="epoch")
-    draw_norms(norm, read_csv(folder / STEPS), max_norm)
-    for axes in (loss, accuracy):
+    for axes, panel in zip(drawings, panels, strict=True):
+        for (column, label), colour in zip(panel.lines, COLOURS):
+            axes.plot(epochs, [row[column] for row in summary], label=label, color=colour, marker=mark, markersize=4)
+        axes.set(title=panel.title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (loss, accuracy, norm):
+    draw_norms(norm, read_csv(folder / STEPS), max_norm)
+    for axes in (*drawings, norm):
         axes.grid(alpha=0.25)
         axes.legend(loc="best")
 

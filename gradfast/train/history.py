@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.files import append_whole, atomic_write
-from gradfast.train.metrics import Evaluation
 from gradfast.train.tally import COLUMNS, Tally
+from gradfast.train.tasks.task import Evaluation, Task
 
 SUMMARY = "summary.csv"
 STEPS = "steps.csv"
 
-SUMMARY_COLUMNS = (
+# Of summary.csv, besides those of the task, which stand between the first two and the others.
+FIRST_COLUMNS = (
     "epoch",  # counted from 1
     "train_loss",  # mean over the training images as they were met
-    "eval_loss",
-    "eval_acc1",  # share, 0 to 1
-    "eval_balanced_acc",  # share, 0 to 1
+)
+LAST_COLUMNS = (
     "lr",  # of the epoch's last step
     "grad_norm",  # before clipping, mean over the steps
     "grad_norm_max",
@@ -34,14 +34,16 @@ STEP_COLUMNS = ("epoch", "step", *COLUMNS)
 _WHOLE: dict[str, Callable[[str], float]] = dict.fromkeys(("epoch", "step", "images", "skipped_steps"), int)
 
 
+def summary_columns(task: Task) -> tuple[str, ...]:
+    return (*FIRST_COLUMNS, *task.columns, *LAST_COLUMNS)
+
+
 def summary_row(epoch: int, tally: Tally, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     """The row of an epoch, whose number counts from 1."""
     return {
         "epoch": epoch,
         "train_loss": tally.loss(),
-        "eval_loss": evaluation.loss,
-        "eval_acc1": evaluation.accuracy,
-        "eval_balanced_acc": evaluation.balanced_accuracy,
+        **evaluation.values,
         "lr": tally.columns["lr"][-1] if len(tally) else 0.0,
         "grad_norm": tally.grad_norm(),
         "grad_norm_max": tally.grad_norm_max(),
@@ -54,9 +56,10 @@ def summary_row(epoch: int, tally: Tally, evaluation: Evaluation, seconds: float
 
 def step_rows(epoch: int, first_step: int, tally: Tally) -> list[dict[str, Any]]:
     """The rows of an epoch's steps; epochs and steps count from 1."""
+    rows = zip(*tally.columns.values(), strict=True)
     return [
-        {"epoch": epoch, "step": first_step + number, **{name: tally.columns[name][number] for name in COLUMNS}}
-        for number in range(len(tally))
+        {"epoch": epoch, "step": first_step + number, **dict(zip(tally.columns, row, strict=True))}
+        for number, row in enumerate(rows)
     ]
 
 
@@ -91,10 +94,16 @@ class History:
 
     Rows of epochs that a resumed run will do again are dropped when it starts, so that a table never holds an epoch
     twice, whenever the earlier run was stopped.
+
+    Args:
+        columns: of summary.csv.
+        components: names of the parts of the loss, which are columns of steps.csv.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, columns: Sequence[str], components: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.columns = columns
+        self.step_columns = (*STEP_COLUMNS, *components)
         self.summary: list[dict[str, Any]] = []
 
     def start(self, source: Path | None = None, epochs: int = 0) -> None:
@@ -104,14 +113,14 @@ class History:
             self.summary = [row for row in read_csv(source / SUMMARY) if row["epoch"] <= epochs]
             steps = [row for row in read_csv(source / STEPS) if row["epoch"] <= epochs]
         with atomic_write(self.folder / STEPS) as file:
-            file.write(to_csv(STEP_COLUMNS, steps).encode())
+            file.write(to_csv(self.step_columns, steps).encode())
         self.write_summary()
 
     def write_summary(self) -> None:
         with atomic_write(self.folder / SUMMARY) as file:
-            file.write(to_csv(SUMMARY_COLUMNS, self.summary).encode())
+            file.write(to_csv(self.columns, self.summary).encode())
 
     def add(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
-        append_whole(self.folder / STEPS, to_csv(STEP_COLUMNS, steps, heading=False))
+        append_whole(self.folder / STEPS, to_csv(self.step_columns, steps, heading=False))
         self.summary.append(row)
         self.write_summary()

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from gradfast.train.batches import Batch
 from gradfast.train.images import BadImage
-from gradfast.train.metrics import Confusion, Evaluation
 from gradfast.train.schedule import Schedule
 from gradfast.train.step import Learner
 from gradfast.train.tally import Tally
+from gradfast.train.tasks.task import AnyBatch, Evaluation
 
 OnBad = Callable[[Iterable[BadImage]], None]
 
 
-def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def grouped(batches: Iterable[AnyBatch], size: int) -> Iterator[list[AnyBatch]]:
     """Lists of `size` consecutive batches, the last one as long as what is left."""
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
@@ -27,7 +26,7 @@ def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 def train_epoch(
     learner: Learner,
-    batches: Iterable[Batch],
+    batches: Iterable[AnyBatch],
     schedule: Schedule,
     first_step: int,
     accumulate: int,
@@ -53,7 +52,7 @@ def train_epoch(
         rate = schedule.apply(learner.optimizer, first_step + number)
         result = learner.step(group)
         if result is not None:
-            tally.add(result.loss, result.grad_norm, result.clip_coef, rate, result.images)
+            tally.add(result.loss, result.grad_norm, result.clip_coef, rate, result.images, result.components)
         tally.seconds = seconds_before + time.perf_counter() - start
         done += len(group)
         if after_step(done):
@@ -63,21 +62,15 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    learner: Learner, batches: Iterable[Batch], classes: int, on_bad: OnBad, stopped: Callable[[], bool]
+    learner: Learner, batches: Iterable[AnyBatch], on_bad: OnBad, stopped: Callable[[], bool]
 ) -> Evaluation | None:
-    """Loss, accuracy and balanced accuracy over the held-out images; None where `stopped` said so on the way."""
+    """Measure the held-out images; None where `stopped` said so on the way."""
     learner.measured.eval()
-    confusion = Confusion(classes, learner.device)
-    sums = torch.zeros(2, dtype=torch.float64, device=learner.device)
-    images = 0
+    meter = learner.objective.meter()
     for batch in batches:
         on_bad(batch.bad)
-        if len(batch.targets):
-            logits, targets = learner.forward(batch, training=False)
-            sums += torch.stack(learner.criterion.sums(logits, targets)).double()
-            confusion.add(logits, targets)
-            images += len(targets)
+        if batch.size:
+            meter.add(learner.measured, batch)
         if stopped():
             return None
-    loss = float(sums[0] / sums[1])
-    return Evaluation(loss, confusion.accuracy(), confusion.balanced_accuracy(), images)
+    return meter.result()

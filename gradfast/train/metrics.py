@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -31,16 +29,6 @@ class Confusion:
         images = counts.sum(dim=1)
         seen = images > 0
         return float((counts.diagonal()[seen] / images[seen]).mean())
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over the held-out images found."""
-
-    loss: float
-    accuracy: float
-    balanced_accuracy: float
-    images: int
 
 
 def majority_share(counts: list[int]) -> float:

@@ -9,12 +9,12 @@ from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.train.checkpoint import BEST, LAST, duplicate, load_checkpoint, newest_checkpoint
-from gradfast.train.config import FIELDS, TrainConfig, flag
-from gradfast.train.data import Data
+from gradfast.train.config import FIELDS, TrainConfig, flag, make_config
 from gradfast.train.output import RUNS
+from gradfast.train.tasks.task import TaskData
 
 # What the saved weights, optimiser state or order of the data would not fit, or would not mean the same with.
-_FIXED = ("model", "activation", "norm", "opt", "norm_bias_decay", "clip_policy", "sampler", "seed")
+_FIXED = ("task", "model", "activation", "norm", "opt", "norm_bias_decay", "clip_policy", "sampler", "seed")
 # What decides how many batches an epoch has; may change between two epochs but not within one.
 _FIXED_WITHIN_EPOCH = ("batch_size", "grad_accum")
 
@@ -89,8 +89,7 @@ def find_resumed(
 
 
 def find_changes(path: Path, state: dict[str, Any], saved: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    before = TrainConfig(**saved).resolve()
-    after = TrainConfig(**(saved | settings)).resolve()
+    before, after = make_config(saved), make_config(saved | settings)
     changed = [name for name in saved if getattr(before, name) != getattr(after, name)]
     for name in changed:
         old, new = getattr(before, name), getattr(after, name)
@@ -101,7 +100,7 @@ def find_changes(path: Path, state: dict[str, Any], saved: dict[str, Any], setti
     return [f"{flag(name)} {getattr(before, name)} -> {getattr(after, name)}" for name in changed]
 
 
-def check_same_run(resumed: Resumed, config: TrainConfig, data: Data) -> None:
+def check_same_run(resumed: Resumed, config: TrainConfig, data: TaskData) -> None:
     """Raises:
     UserError: the images are not those that the checkpoint was trained on.
     """

@@ -11,19 +11,18 @@ from gradfast.files import remove_temporaries
 from gradfast.train.averaging import MovingAverage
 from gradfast.train.checkpoint import finish_checkpoint
 from gradfast.train.claim import Claims
-from gradfast.train.config import TrainConfig
-from gradfast.train.criterion import ClassificationLoss, balanced_weights
+from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.curves import CURVES, draw_curves
-from gradfast.train.data import Data, build_data
 from gradfast.train.history import STEPS, SUMMARY, read_csv
-from gradfast.train.mixing import build_mixing
-from gradfast.train.models import build_model
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
+from gradfast.train.place import AMP_TYPES, Place, choose_device
 from gradfast.train.progress import make_progress
 from gradfast.train.report import describe_data
 from gradfast.train.resume import check_same_run, find_resumed
-from gradfast.train.step import AMP_TYPES, Learner, choose_device
+from gradfast.train.step import Learner
+from gradfast.train.tasks import find_task
+from gradfast.train.tasks.task import Task, TaskData
 from gradfast.train.trainer import Trainer
 
 
@@ -38,7 +37,7 @@ def run(settings: dict[str, Any]) -> int:
     """
     with make_progress() as progress, Claims() as claims:
         resumed = find_resumed(settings, claims.take, progress.say)
-        config = TrainConfig(**((resumed.settings if resumed else {}) | settings)).resolve()
+        config = make_config((resumed.settings if resumed else {}) | settings)
         output = resumed.output if resumed else (Path(config.output) if config.output else None)
         if resumed is None or output != resumed.folder:
             if output is not None:
@@ -48,31 +47,29 @@ def run(settings: dict[str, Any]) -> int:
             progress.say(f"{resumed.path} has all of its {config.epochs} epochs; --epochs with more continues it")
             return 0
         device = choose_device(config.device)
-        data = build_data(config, progress.say)
-        progress.say(describe_data(config, data))
+        task = find_task(config.task)
+        data = task.build_data(config, progress.say)
+        progress.say(describe_data(task, config, data))
         if resumed:
             check_same_run(resumed, config, data)
-        learner = build_learner(config, data, device)
-        return Trainer(config, data, learner, progress, claims).go(output, resumed)
+        learner = build_learner(task, config, data, device)
+        return Trainer(task, config, data, learner, progress, claims).go(output, resumed)
 
 
-def build_learner(config: TrainConfig, data: Data, device: torch.device) -> Learner:
+def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch.device) -> Learner:
     """The model, drawn from the seed, and what trains it."""
     torch.manual_seed(config.seed)
-    model = build_model(config, len(data.classes))
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=memory_format)
-    weights = balanced_weights(data.train.listing.counts()) if config.class_weights == "balanced" else None
+    place = Place(device, AMP_TYPES[config.amp], memory_format)
+    model = task.build_model(config, data).to(device).to(memory_format=memory_format)
     return Learner(
         model=model,
-        criterion=ClassificationLoss(weights, config.label_smoothing).to(device),
+        objective=task.build_objective(config, data, place),
         optimizer=build_optimizer(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
-        device=device,
-        amp=AMP_TYPES[config.amp],
-        memory_format=memory_format,
-        mixing=build_mixing(len(data.classes), config.mixup, config.cutmix, config.seed),
+        place=place,
         average=MovingAverage(model, config.model_ema_decay) if config.model_ema else None,
+        refuse_nonfinite=config.nonfinite == "raise",
     )
 
 
@@ -84,4 +81,5 @@ def finish_folder(checkpoint: Path, config: TrainConfig) -> None:
     if steps:
         finish_checkpoint(checkpoint, int(steps[-1]["step"]), config.keep)
     if summary and not (curves.is_file() and curves.stat().st_mtime_ns >= (folder / SUMMARY).stat().st_mtime_ns):
-        draw_curves(folder, summary, config.clip_grad, run_name(config.model, config.data))
+        panels = find_task(config.task).panels
+        draw_curves(folder, summary, panels, config.clip_grad, run_name(config.model, config.data))

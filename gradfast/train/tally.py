@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,14 @@ class Tally:
 
     `add` keeps 0-d tensors as they are; `drain` moves all that wait with one transfer. Read the columns after a
     drain. `grad_norm` is the global norm before clipping, and grad_norm * clip_coef the one after it.
+
+    Args:
+        components: names of the parts of the loss, each a column after the others.
     """
 
-    def __init__(self) -> None:
-        self.columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    def __init__(self, components: Sequence[str] = ()) -> None:
+        self.components = tuple(components)
+        self.columns: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *components)}
         self.seconds = 0.0  # spent training, in this and in interrupted parts of the epoch
         self.skipped_steps = 0
         self._waiting: list[Tensor] = []
@@ -33,10 +38,23 @@ class Tally:
         """Steps not drained yet."""
         return len(self._waiting)
 
-    def add(self, loss: Tensor, grad_norm: Tensor, clip_coef: Tensor, lr: float, images: int) -> None:
-        """One step: its mean loss, norm before clipping and clip coefficient (0-d), its rate and number of images."""
+    def add(
+        self,
+        loss: Tensor,
+        grad_norm: Tensor,
+        clip_coef: Tensor,
+        lr: float,
+        images: int,
+        components: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """One step: its mean loss, norm before clipping and clip coefficient (0-d), its rate and number of images.
+
+        Args:
+            components: the parts of the loss (0-d) by the names given at the start.
+        """
         device = loss.device
-        row = [value.detach().to(device, torch.float32) for value in (loss, grad_norm, clip_coef)]
+        parts = [(components or {})[name] for name in self.components]
+        row = [value.detach().to(device, torch.float32) for value in (loss, grad_norm, clip_coef, *parts)]
         self._waiting.append(torch.stack(row))  # a copy: the optimiser may reuse its tensors in the next step
         self.columns["lr"].append(lr)
         self.columns["images"].append(images)
@@ -44,7 +62,7 @@ class Tally:
     def drain(self) -> None:
         if self._waiting:
             for row in torch.stack(self._waiting).tolist():
-                for name, value in zip(_ON_DEVICE, row, strict=True):
+                for name, value in zip((*_ON_DEVICE, *self.components), row, strict=True):
                     self.columns[name].append(value)
             self._waiting.clear()
 
@@ -54,10 +72,15 @@ class Tally:
     def images_per_second(self) -> float:
         return self.images() / self.seconds if self.seconds > 0 else 0.0
 
-    def loss(self) -> float:
-        """Mean over the images of the epoch."""
-        weighted = sum(a * n for a, n in zip(self.columns["loss"], self.columns["images"], strict=True))
+    def loss(self, name: str = "loss") -> float:
+        """Mean over the images of the epoch; `name` may be one of the components."""
+        weighted = sum(a * n for a, n in zip(self.columns[name], self.columns["images"], strict=True))
         return weighted / self.images() if self.images() else math.nan
+
+    def nonfinite_losses(self) -> list[str]:
+        """The components, or the loss where it has none, that were NaN or infinite in some step."""
+        names = self.components or ("loss",)
+        return [name for name in names if not all(map(math.isfinite, self.columns[name]))]
 
     def recent(self, name: str, steps: int = 20) -> float:
         """Mean of the last finite values of a column."""
@@ -83,7 +106,7 @@ class Tally:
         return {"columns": self.columns, "seconds": self.seconds, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.columns = {name: list(state["columns"][name]) for name in COLUMNS}
+        self.columns = {name: list(state["columns"][name]) for name in (*COLUMNS, *self.components)}
         self.seconds = state["seconds"]
         self.skipped_steps = state["skipped_steps"]
         self._waiting.clear()

@@ -21,20 +21,19 @@ from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_r
 from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
 from gradfast.train.curves import draw_curves
-from gradfast.train.data import Data
-from gradfast.train.history import History, step_rows, summary_row
+from gradfast.train.history import History, step_rows, summary_columns, summary_row
 from gradfast.train.images import BadImage
 from gradfast.train.interrupt import StopRequest
 from gradfast.train.loop import evaluate, train_epoch
-from gradfast.train.metrics import Evaluation
 from gradfast.train.output import check_output, make_output, run_name
 from gradfast.train.progress import Progress
 from gradfast.train.report import describe_epoch, describe_result, describe_setup
 from gradfast.train.resume import Resumed
 from gradfast.train.schedule import build_schedule, count_drops
 from gradfast.train.settings import to_yaml
-from gradfast.train.step import Learner
+from gradfast.train.step import Learner, NonFiniteLossError
 from gradfast.train.tally import Tally
+from gradfast.train.tasks.task import Evaluation, Task, TaskData
 from gradfast.version import __version__
 
 REDRAW_SECONDS = 30.0  # the curves are drawn anew after an epoch if they are older than this, and at the end
@@ -46,10 +45,19 @@ class Trainer:
     Attributes:
         epoch: epochs that are complete.
         batch: batches of the next epoch that are done; not 0 only after an interruption.
-        best: number (from 1) and balanced accuracy of the best epoch so far; the first of equals.
+        best: number (from 1) and score of the best epoch so far, as the task scores; the first of equals.
     """
 
-    def __init__(self, config: TrainConfig, data: Data, learner: Learner, progress: Progress, claims: Claims) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        data: TaskData,
+        learner: Learner,
+        progress: Progress,
+        claims: Claims,
+    ) -> None:
+        self.task = task
         self.config = config
         self.data = data
         self.learner = learner
@@ -61,7 +69,7 @@ class Trainer:
         self.epoch = 0
         self.batch = 0
         self.best = (0, -1.0)
-        self.tally = Tally()
+        self.tally = self.new_tally()
         self.losses: list[float] = []  # on the held-out images, an epoch each
         self.stop = StopRequest()
         self.late_bad: set[str] = set()  # files found unreadable while training
@@ -77,7 +85,7 @@ class Trainer:
         self.claims.take(self.folder)
         if resumed is None or self.folder != resumed.folder:
             check_output(self.folder)  # again: another run may have been quicker
-        self.history = History(self.folder)
+        self.history = History(self.folder, summary_columns(self.task), self.learner.objective.components)
         try:
             self.start_folder(resumed)
         except UserError:
@@ -104,9 +112,8 @@ class Trainer:
             self.evaluation.close()
         self.draw()
         self.progress.close()
-        self.progress.say(
-            describe_result(self.history.summary, self.best, self.data, self.folder, time.perf_counter() - start)
-        )
+        seconds = time.perf_counter() - start
+        self.progress.say(describe_result(self.task, self.history.summary, self.best, self.data, self.folder, seconds))
         return 0
 
     def start_folder(self, resumed: Resumed | None) -> None:
@@ -151,13 +158,12 @@ class Trainer:
             return False
         if 0 < len(self.tally) == self.tally.skipped_steps:
             raise UserError(
-                f"every step of epoch {number} was skipped for a NaN or infinite gradient: training has diverged; "
+                f"every step of epoch {number} was skipped for a NaN or infinite gradient{self.blame()}: training has "
+                "diverged; "
                 f"start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
             )
         self.progress.evaluating()
-        result = evaluate(
-            self.learner, self.evaluation.epoch(0), len(self.data.classes), self.note_bad, lambda: bool(self.stop)
-        )
+        result = evaluate(self.learner, self.evaluation.epoch(0), self.note_bad, lambda: bool(self.stop))
         if result is None:
             return False
         self.end_epoch(result, time.perf_counter() - start)
@@ -193,6 +199,8 @@ class Trainer:
                 on_bad=self.note_bad,
                 after_step=after_step,
             )
+        except NonFiniteLossError as error:
+            raise UserError(f"epoch {self.epoch + 1}, batch {self.batch + 1}: {error}; {self.saved}") from error
         except RuntimeError as error:
             if self.config.nonfinite == "raise" and "gradfast:" in str(error):
                 raise UserError(
@@ -204,19 +212,31 @@ class Trainer:
 
     def end_epoch(self, result: Evaluation, seconds: float) -> None:
         row = summary_row(self.epoch + 1, self.tally, result, seconds)
+        blame = self.blame()
         steps = step_rows(self.epoch + 1, self.epoch * self.steps_per_epoch + 1, self.tally)
         self.losses.append(result.loss)
         self.epoch += 1
         self.batch = 0
-        self.tally = Tally()
-        is_best = row["eval_balanced_acc"] > self.best[1]
+        self.tally = self.new_tally()
+        score = row[self.task.score]
+        is_best = score > self.best[1]
         if is_best:
-            self.best = (self.epoch, row["eval_balanced_acc"])
+            self.best = (self.epoch, score)
+            if result.illustrate is not None:
+                result.illustrate(self.folder)
         self.history.add(row, steps)
         self.save(is_best)
-        self.progress.say(describe_epoch(row, self.config.epochs, len(self.late_bad)))
+        self.progress.say(describe_epoch(self.task, row, self.config.epochs, len(self.late_bad), blame))
         if time.perf_counter() - self._drawn > REDRAW_SECONDS:
             self.draw()
+
+    def new_tally(self) -> Tally:
+        return Tally(self.learner.objective.components)
+
+    def blame(self) -> str:
+        """Which losses of this epoch were NaN or infinite, in brackets."""
+        names = self.tally.nonfinite_losses()
+        return f" ({', '.join(names)})" if names else ""
 
     def step_number(self) -> int:
         """Optimiser steps of the whole run that are done, as the schedule counts them."""
@@ -249,7 +269,7 @@ class Trainer:
                 "tally": self.tally.state_dict(),
                 "losses": self.losses,
             },
-            "best": {"epoch": self.best[0], "balanced_accuracy": self.best[1]},
+            "best": {"epoch": self.best[0], self.task.score_key: self.best[1]},
             "random": random_state(),
         }
         save_checkpoint(self.folder, state, is_best, self.step_number(), self.config.keep)
@@ -267,7 +287,7 @@ class Trainer:
         self.epoch, self.batch = state["position"]["epoch"], state["position"]["batch"]
         self.tally.load_state_dict(state["position"]["tally"])
         self.losses = list(state["position"].get("losses", []))
-        self.best = (state["best"]["epoch"], state["best"]["balanced_accuracy"])
+        self.best = (state["best"]["epoch"], state["best"][self.task.score_key])
         self._saved = (self.epoch, self.batch)
         set_random_state(state["random"])
 
@@ -285,5 +305,5 @@ class Trainer:
     def draw(self) -> None:
         if self.history.summary:
             title = run_name(self.config.model, self.config.data)
-            draw_curves(self.folder, self.history.summary, self.config.clip_grad, title)
+            draw_curves(self.folder, self.history.summary, self.task.panels, self.config.clip_grad, title)
         self._drawn = time.perf_counter()

@@ -11,7 +11,9 @@ import pytest
 
 from gradfast.errors import UserError
 from gradfast.files import append_whole, atomic_write
-from gradfast.train.history import SUMMARY_COLUMNS, History, read_csv, to_csv
+from gradfast.train.history import FIRST_COLUMNS, LAST_COLUMNS, History, read_csv, to_csv
+
+COLUMNS = (*FIRST_COLUMNS, "eval_loss", *LAST_COLUMNS)
 
 
 class FullDisk:
@@ -117,15 +119,15 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_a_resumed_history_drops_what_will_be_done_again(tmp_path: Path) -> None:
-    history = History(tmp_path)
+    history = History(tmp_path, COLUMNS)
     history.start()
     step = dict.fromkeys(("loss", "grad_norm", "clip_coef", "lr"), 0.5) | {"images": 4}
     for epoch in (1, 2, 3):
         history.add(
-            dict.fromkeys(SUMMARY_COLUMNS, 0.25) | {"epoch": epoch, "skipped_steps": 0},
+            dict.fromkeys(COLUMNS, 0.25) | {"epoch": epoch, "skipped_steps": 0},
             [{"epoch": epoch, "step": 2 * epoch - 1, **step}, {"epoch": epoch, "step": 2 * epoch, **step}],
         )
-    resumed = History(tmp_path)
+    resumed = History(tmp_path, COLUMNS)
     resumed.start(tmp_path, epochs=2)
     assert [row["epoch"] for row in resumed.summary] == [1, 2]
     assert [row["epoch"] for row in read_csv(tmp_path / "summary.csv")] == [1, 2]

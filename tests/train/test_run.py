@@ -18,8 +18,9 @@ from train.cases import MODEL, arguments, read_rows, untimed, write_images
 
 from gradfast.cli import main
 from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.history import SUMMARY_COLUMNS
+from gradfast.train.history import summary_columns
 from gradfast.train.settings import read_yaml
+from gradfast.train.tasks.classify import Classify
 
 REQUIRED_COLUMNS = {
     *("epoch", "train_loss", "eval_loss", "eval_acc1", "eval_balanced_acc", "lr", "grad_norm", "grad_norm_max"),
@@ -42,7 +43,7 @@ def test_run_folder_is_complete(finished: Path) -> None:
 
 def test_summary_has_a_row_per_epoch(finished: Path) -> None:
     rows = read_rows(finished / "summary.csv")
-    assert list(rows[0]) == list(SUMMARY_COLUMNS) and set(rows[0]) >= REQUIRED_COLUMNS
+    assert list(rows[0]) == list(summary_columns(Classify())) and set(rows[0]) >= REQUIRED_COLUMNS
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         values = {name: float(value) for name, value in row.items()}
@@ -188,23 +189,24 @@ def test_accumulated_gradients_are_the_mean_of_their_batches() -> None:
     from gradfast.train.config import TrainConfig
     from gradfast.train.criterion import ClassificationLoss
     from gradfast.train.optimizers import build_optimizer
+    from gradfast.train.place import Place
     from gradfast.train.step import Learner
+    from gradfast.train.tasks.classify import ClassObjective
 
     torch.manual_seed(0)
     images = torch.randint(256, (8, 3, 4, 4), dtype=torch.uint8)
     targets = torch.randint(2, (8,))
+    place = Place(torch.device("cpu"))
     after = []
     for pieces in (1, 2, 4):
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
         learner = Learner(
             model,
-            ClassificationLoss(None, 0.0),
+            ClassObjective(ClassificationLoss(None, 0.0), 2, place),
             build_optimizer(TrainConfig(lr=0.1, clip_grad=None).resolve(), model),
             torch.amp.GradScaler("cpu", enabled=False),
-            torch.device("cpu"),
-            None,
-            torch.contiguous_format,
+            place,
         )
         batches = [Batch(a, b, []) for a, b in zip(images.chunk(pieces), targets.chunk(pieces))]
         result = learner.step(batches)

@@ -9,7 +9,8 @@ from typing import Any
 from gradfast.train import parse
 
 GROUPS = {
-    "data": "what to learn from",
+    "task": "what to learn",
+    "data": "what to learn it from",
     "model": "what to train",
     "optimisation": "how fast to move, and for how long",
     "regularisation": "what keeps the model from learning the images by heart",

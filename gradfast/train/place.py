@@ -1,0 +1,59 @@
+"""Where a model computes, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradfast.errors import UserError
+
+# The customary statistics of natural photographs, for pixels in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STANDARD_DEVIATION = (0.229, 0.224, 0.225)
+
+AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a precision.
+
+    Attributes:
+        amp: type of the mixed-precision forward pass, or None.
+        memory_format: of images and weights.
+    """
+
+    device: torch.device
+    amp: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
+
+
+def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """(x / 255 - mean) / deviation of each channel, for images [n, 3, height, width] uint8."""
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor(MEAN, device=device).mul(255).view(shape)
+    deviation = torch.tensor(STANDARD_DEVIATION, device=device).mul(255).view(shape)
+    return lambda images: (images.float() - mean) / deviation
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``--device``.
+
+    Raises:
+        UserError: there is no such device, or it does not work here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} does not work here: {str(error).strip().splitlines()[0]}") from error
+    return device
