@@ -102,5 +102,11 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{**TASK_DEFAULTS[task], **settings}).resolve()
 
 
+def from_dict(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `TrainConfig.to_dict` gave, as far as this gradfast knows them."""
+    settings = {name: value for name, value in saved.items() if name in FIELDS}
+    return settings | ({"clip_grad": None} if settings.get("clip_grad") == 0.0 else {})
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")

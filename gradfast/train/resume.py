@@ -9,7 +9,7 @@ from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.train.checkpoint import BEST, LAST, duplicate, load_checkpoint, newest_checkpoint
-from gradfast.train.config import FIELDS, TrainConfig, flag, make_config
+from gradfast.train.config import TrainConfig, flag, from_dict, make_config
 from gradfast.train.output import RUNS
 from gradfast.train.tasks.task import TaskData
 
@@ -84,7 +84,7 @@ def find_resumed(
             output = path.parent
             claim(output)
         state = load_checkpoint(path)
-    saved = {name: value for name, value in state["config"].items() if name in FIELDS}
+    saved = from_dict(state["config"])
     return Resumed(path, state, saved, output, find_changes(path, state, saved, settings))
 
 

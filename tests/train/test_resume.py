@@ -174,6 +174,14 @@ def test_more_epochs_for_a_finished_run(photos: Path, in_tmp: Path, capsys: pyte
     assert_same_run(Path("run"), Path("straight"))
 
 
+def test_a_run_without_clipping_goes_on(photos: Path, in_tmp: Path) -> None:
+    flags = ("--clip-grad", "off", "--sched", "constant")
+    assert main(arguments(photos, "--epochs", 1, *flags, "--output", "run")) == 0
+    assert main(["train", "--resume", "run", "--epochs", "2"]) == 0
+    assert main(arguments(photos, "--epochs", 2, *flags, "--output", "straight")) == 0
+    assert_same_run(Path("run"), Path("straight"))
+
+
 def test_resumed_into_another_folder(whole: Path, in_tmp: Path) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     assert main(["train", "--resume", str(whole), "--epochs", "5", "--output", "longer"]) == 0
