@@ -15,7 +15,11 @@ COMMANDS = {
     "train": ("gradfast.train.cli", "train an image classifier, with gradients clipped in the optimiser's own pass"),
     "bench": ("gradfast.bench.cli", "time clip and step against torch's, after checking that both do the same"),
     "doctor": ("gradfast.monitor.doctor.cli", "say why gradients of a model explode or vanish, and what mends it"),
-    "plot": ("gradfast.monitor.plot", "draw the gradient norms of a run: over time, by layer, their distribution"),
+    "runs": ("gradfast.runs.cli", "list the runs of a folder in a table, or put some side by side"),
+    "plot": (
+        "gradfast.runs.plot",
+        "draw the gradient norms of a run by time and layer, or several runs in one picture",
+    ),
     "info": ("gradfast.info", "show versions, the instruction set in use, threads, the CUDA build and the GPU"),
 }
 

@@ -1,41 +1,19 @@
-"""`gradfast plot`: the gradient's history in pictures, and one page that holds them all."""
+"""The gradient's history of one run in pictures, and one page that holds them all: see `gradfast plot`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from gradfast.arguments import CommandParser
 from gradfast.files import atomic_write
 from gradfast.monitor.page import embed, html_page, new_figure, png
-from gradfast.monitor.record import RunRecord, read_run
+from gradfast.monitor.record import RunRecord
 
 # Blue, orange and green of the Okabe-Ito palette, and a grey for guides.
 BEFORE, AFTER, THIRD, GUIDE = "#0072b2", "#d55e00", "#009e73", "#888888"
 MOST_POINTS = 4000  # of a curve: more are not to be seen
-
-DESCRIPTION = """\
-Draw what a run's gradients did: norms.png (the global norm of every step, before and after clipping, with events),
-layers.png (each layer's norm over time, as a heat map), distribution.png, and report.html, one page with all of them.
-
-  gradfast plot runs/today                 a folder with monitor.jsonl, or one of gradfast train"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """``gradfast plot``; returns the exit code."""
-    parser = CommandParser(prog="gradfast plot", description=DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a monitor's file")
-    parser.add_argument("--output", metavar="FOLDER", help="where the pictures go (default: the run's folder)")
-    options = parser.parse_args(arguments)
-    path = Path(options.run)
-    run = read_run(path)
-    folder = Path(options.output) if options.output else path if path.is_dir() else path.parent
-    for file in draw_run(run, folder):
-        print(file)
-    return 0
 
 
 def draw_run(run: RunRecord, folder: Path) -> list[Path]:

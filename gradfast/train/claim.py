@@ -6,10 +6,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from gradfast.errors import UserError
 
+_LOOKS = 5  # at a lock that another process holds, 10 ms apart
 _held: set[int] = set()  # open folders of this process, each with its lock
 
 
@@ -38,7 +40,7 @@ class Claims(contextlib.ExitStack):
         except OSError as error:
             raise UserError(f"cannot open the folder {folder}: {error.strerror}") from None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as error:
             os.close(handle)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -49,6 +51,35 @@ class Claims(contextlib.ExitStack):
         self._folders.add(folder)
         _held.add(handle)
         self.callback(_release, handle)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a run, of this process or another of this machine, has claimed a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(handle)
+    return False
+
+
+def _lock(handle: int) -> None:
+    """Take the lock; one that is gone after a moment was `is_claimed`, looking."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            time.sleep(0.01)
+        else:
+            return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _release(handle: int) -> None:

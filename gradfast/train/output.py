@@ -57,6 +57,12 @@ def next_number(runs: Path, name: str) -> int:
     return max(taken, default=0) + 1
 
 
+def find_run(name: str) -> Path:
+    """A folder or file by its path, or a run by its name in ``runs/``."""
+    path = Path(name)
+    return RUNS / name if not path.exists() and (RUNS / name).is_dir() else path
+
+
 def run_name(model: str, data: str) -> str:
     """MODEL-DATA, with nothing in it that a file name should not have."""
     return re.sub(r"[^\w.-]+", "_", f"{model}-{Path(data).name}")
