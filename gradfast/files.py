@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -61,6 +64,70 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise write_failure(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes its name when the block ends, and leaves no trace when it fails.
+
+    What a process that was killed had half-written stays behind under a hidden name, and is removed by the next one
+    that writes to `path`. While it is written it is locked, by flock(2), which goes with the process.
+
+    Yields:
+        The folder to write to, on the same file system.
+
+    Raises:
+        UserError: `path` exists, or the system would not write.
+    """
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists, and nothing is overwritten; choose another name, or remove it")
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot lock: nobody removes what may be in use
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield temporary
+        for folder, _, _ in os.walk(temporary):
+            sync_folder(Path(folder))
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of writing the folder `path`: unlocked, and of a process that is no more."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = folder.suffixes[-2].removeprefix(".")
+        if not number.isdigit() or not folder.is_dir() or is_running(int(number)):
+            continue
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # locked by a process of another machine or container
+            pass
+        finally:
+            os.close(handle)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def append_whole(path: Path, text: str) -> None:

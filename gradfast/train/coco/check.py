@@ -55,10 +55,9 @@ def check_box(values: object, width: int, height: int) -> Box | str:
     return box
 
 
-def object_area(annotation: Mapping[str, Any], box: Box, whole: list[float]) -> float:
+def object_area(annotation: Mapping[str, Any], box: Box, uncut: bool) -> float:
     """What COCO's small, medium and large go by: the file's ``area`` where it is one and the box was not cut."""
     area = annotation.get("area")
-    uncut = box == Box(whole[0], whole[1], whole[0] + whole[2], whole[1] + whole[3])
     if uncut and isinstance(area, (int, float)) and not isinstance(area, bool) and math.isfinite(area) and area > 0:
         return float(area)
     return box.area

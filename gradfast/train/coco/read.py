@@ -14,7 +14,7 @@ from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.train.coco.categories import Categories
-from gradfast.train.coco.check import check_box, check_numbers, object_area, shorten, whole_number
+from gradfast.train.coco.check import check_box, object_area, shorten, whole_number
 from gradfast.train.coco.listing import Box, Crowd, Scene, SceneListing
 from gradfast.train.images import BadImage
 
@@ -165,15 +165,15 @@ def add_annotation(
     label = categories.label(category) if category is not None else None
     if label is None:
         return f"there is no category with the id {shorten(annotation.get('category_id'))}"
-    numbers = check_numbers(annotation.get("bbox"))
-    box = check_box(numbers, draft.width, draft.height) if isinstance(numbers, list) else numbers
-    if isinstance(numbers, str) or isinstance(box, str):
-        return str(box)
+    box = check_box(annotation.get("bbox"), draft.width, draft.height)
+    if isinstance(box, str):
+        return box
     if number is not None:
         seen.add(number)
-    area = object_area(annotation, box, numbers)
+    left, top, width, height = (float(edge) for edge in annotation["bbox"])
+    area = object_area(annotation, box, uncut=box == Box(left, top, left + width, top + height))
     if annotation.get("iscrowd"):
-        draft.crowds.append(Crowd(label, (numbers[0], numbers[1], numbers[2], numbers[3]), area))
+        draft.crowds.append(Crowd(label, (left, top, width, height), area))
     else:
         draft.boxes.append(box)
         draft.labels.append(label)

@@ -1,0 +1,96 @@
+"""What the trainer would skip of a data set, and what is left: every file decoded, every box looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradfast.train.coco.dataset import read_scene
+from gradfast.train.coco.layout import list_coco, looks_like_coco
+from gradfast.train.data import usable_cores
+from gradfast.train.folder import list_folder
+from gradfast.train.images import BadImage, read_image
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        kind: "images in folders of classes" or "COCO annotations".
+        parts: of each part, its name, its images that can be used, and how many of what each class has.
+        bad: what the trainer would skip.
+    """
+
+    kind: str
+    parts: list[tuple[str, int, dict[str, int]]] = field(default_factory=list)
+    bad: list[BadImage] = field(default_factory=list)
+
+    def lines(self, most: int | None = None) -> Iterator[str]:
+        """The report as text: totals, then what would be skipped, `most` of it at most."""
+        yield self.kind
+        for name, images, counts in self.parts:
+            yield f"  {name}: {images} images; {', '.join(f'{count} {what}' for what, count in counts.items())}"
+        yield f"{len(self.bad)} would be skipped by gradfast train" + (", and refused by --strict:" if self.bad else "")
+        for bad in self.bad[:most]:
+            yield f"  {bad.path}: {bad.reason}"
+        if most is not None and len(self.bad) > most:
+            yield f"  and {len(self.bad) - most} more; --all lists them"
+
+
+def check_data(root: Path, track: Track = lambda items, total: items) -> Report:
+    """Check a folder: COCO data where it has annotations, else folders of classes.
+
+    Args:
+        track: passes on the images as they are checked; is told their number.
+
+    Raises:
+        UserError: nothing in the folder could be trained on at all.
+    """
+    return check_coco(root, track) if looks_like_coco(root) else check_folder(root, track)
+
+
+def check_folder(root: Path, track: Track) -> Report:
+    train, held_out, bad = list_folder(root)
+    report = Report("images in folders of classes", bad=list(bad))
+    for name, part in name_parts(train, held_out):
+        found = decode(part.paths, read_image, track)
+        sound = part.select([index for index, problem in enumerate(found) if problem is None])
+        report.bad += [problem for problem in found if problem is not None]
+        report.parts.append((name, len(sound), dict(zip(sound.classes, sound.counts(), strict=True))))
+    return report
+
+
+def check_coco(root: Path, track: Track) -> Report:
+    train, held_out, bad = list_coco(root)
+    report = Report("COCO annotations", bad=list(bad))
+    for name, part in name_parts(train, held_out):
+        found = decode(part.scenes, read_scene, track)
+        sound = part.select([index for index, problem in enumerate(found) if problem is None])
+        report.bad += [problem for problem in found if problem is not None]
+        counts = dict(zip(sound.classes, sound.counts(), strict=True))
+        crowds = sum(len(scene.crowds) for scene in sound.scenes)
+        others = {"crowds": crowds, "images without a box": sound.empty_scenes()}
+        report.parts.append((name, len(sound), counts | {what: count for what, count in others.items() if count}))
+    return report
+
+
+def name_parts(train: Any, held_out: Any) -> list[tuple[str, Any]]:
+    return [("all", train)] if held_out is None else [("train", train), ("val", held_out)]
+
+
+def decode(items: Iterable[Any], read: Callable[[Any], Any], track: Track) -> list[BadImage | None]:
+    """What is wrong with each image, or None; read in threads (decoders release the interpreter's lock)."""
+
+    def problem(item: Any) -> BadImage | None:
+        result = read(item)
+        return result if isinstance(result, BadImage) else None
+
+    items = list(items)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(track(pool.map(problem, items), len(items)))
