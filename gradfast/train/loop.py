@@ -28,6 +28,7 @@ def train_epoch(
     learner: Learner,
     batches: Iterable[AnyBatch],
     schedule: Schedule,
+    epoch: int,
     first_step: int,
     accumulate: int,
     tally: Tally,
@@ -37,12 +38,13 @@ def train_epoch(
     """Train on the batches of an epoch, or of the rest of one.
 
     Args:
+        epoch: its number, from 0.
         first_step: number of the first optimiser step, counted over the whole run.
         accumulate: batches per step.
         tally: takes one row per step.
         after_step: called with the number of batches done here; a true answer ends the epoch early.
     """
-    learner.model.train()
+    learner.begin_epoch(epoch)
     seconds_before = tally.seconds
     start = time.perf_counter()
     done = 0

@@ -36,7 +36,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> ClippedOptimizer:
     }
     if config.opt == "sgd":
         common.update(momentum=config.momentum, nesterov=config.nesterov)
-    parameters: list[Any] = list(model.named_parameters())
+    parameters: list[Any] = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not config.norm_bias_decay:
         parameters = param_groups(model, config.weight_decay, l1=config.l1)
     return OPTIMISERS[config.opt](parameters, **common)

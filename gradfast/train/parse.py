@@ -62,3 +62,16 @@ def milestones(value: str) -> str:
     if not epochs or epochs[0] < 1 or epochs != sorted(set(epochs)):
         raise ValueError(f"expected rising whole numbers such as 30,60,80, got {value!r}")
     return ",".join(map(str, epochs))
+
+
+def epochs_or_all(value: str) -> int | str:
+    """A whole number of at least 0, or ``all``; ``off`` is 0."""
+    word = value.strip().lower()
+    if word in ("off", "none"):
+        return 0
+    if word == "all":
+        return word
+    try:
+        return natural(value)
+    except ValueError:
+        raise ValueError(f"expected a number of epochs or all, got {value!r}") from None

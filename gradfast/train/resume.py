@@ -14,7 +14,18 @@ from gradfast.train.output import RUNS
 from gradfast.train.tasks.task import TaskData
 
 # What the saved weights, optimiser state or order of the data would not fit, or would not mean the same with.
-_FIXED = ("task", "model", "activation", "norm", "opt", "norm_bias_decay", "clip_policy", "sampler", "seed")
+_FIXED = (
+    "task",
+    "model",
+    "activation",
+    "norm",
+    "freeze_backbone",
+    "opt",
+    "norm_bias_decay",
+    "clip_policy",
+    "sampler",
+    "seed",
+)
 # What decides how many batches an epoch has; may change between two epochs but not within one.
 _FIXED_WITHIN_EPOCH = ("batch_size", "grad_accum")
 

@@ -11,8 +11,11 @@ from gradfast.files import remove_temporaries
 from gradfast.train.averaging import MovingAverage
 from gradfast.train.checkpoint import finish_checkpoint
 from gradfast.train.claim import Claims
+from gradfast.train.compiling import compile_model
 from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.curves import CURVES, draw_curves
+from gradfast.train.determinism import deterministic
+from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.history import STEPS, SUMMARY, read_csv
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
@@ -52,8 +55,9 @@ def run(settings: dict[str, Any]) -> int:
         progress.say(describe_data(task, config, data))
         if resumed:
             check_same_run(resumed, config, data)
-        learner = build_learner(task, config, data, device)
-        return Trainer(task, config, data, learner, progress, claims).go(output, resumed)
+        with deterministic(config.deterministic):
+            learner = build_learner(task, config, data, device)
+            return Trainer(task, config, data, learner, progress, claims).go(output, resumed)
 
 
 def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch.device) -> Learner:
@@ -62,13 +66,18 @@ def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     place = Place(device, AMP_TYPES[config.amp], memory_format)
     model = task.build_model(config, data).to(device).to(memory_format=memory_format)
+    frozen = FrozenBackbone(model, config.freeze_backbone) if config.freeze_backbone else None
+    average = MovingAverage(model, config.model_ema_decay) if config.model_ema else None
+    if config.compile != "off":
+        compile_model(model, config.compile, device)
     return Learner(
         model=model,
         objective=task.build_objective(config, data, place),
         optimizer=build_optimizer(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
         place=place,
-        average=MovingAverage(model, config.model_ema_decay) if config.model_ema else None,
+        average=average,
+        frozen=frozen,
         refuse_nonfinite=config.nonfinite == "raise",
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.train.averaging import MovingAverage
+from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.optimizers import restore_optimizer
 from gradfast.train.place import Place
 from gradfast.train.tasks.task import AnyBatch, Objective
@@ -39,6 +40,7 @@ class Learner:
         objective: makes losses of batches.
         scaler: scales the loss under fp16, does nothing otherwise.
         average: moving average of the model, which is the one that is measured, or None.
+        frozen: what of the model does not learn, in some epochs or all of them, or None.
         refuse_nonfinite: whether a NaN or infinite part of the loss raises; waits for the device at each step.
     """
 
@@ -48,6 +50,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     place: Place
     average: MovingAverage | None = None
+    frozen: FrozenBackbone | None = None
     refuse_nonfinite: bool = False
 
     @property
@@ -58,6 +61,12 @@ class Learner:
     def measured(self) -> nn.Module:
         """The model whose accuracy counts."""
         return self.model if self.average is None else self.average.module
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Bring the model into the mode in which it trains in this epoch, counted from 0."""
+        self.model.train()
+        if self.frozen is not None:
+            self.frozen.begin_epoch(epoch)
 
     def step(self, batches: Sequence[AnyBatch]) -> StepResult | None:
         """Average the gradients of some batches and update; None where they hold too few images to learn from.

@@ -193,6 +193,7 @@ class Trainer:
                 self.learner,
                 self.train.epoch(self.epoch, start),
                 self.schedule,
+                epoch=self.epoch,
                 first_step=self.step_number(),
                 accumulate=self.config.grad_accum,
                 tally=self.tally,

@@ -25,6 +25,22 @@ class MachineOptions:
         bare="bf16",
     )
     channels_last: bool = switch("machine", "store images and weights channels-last, often faster for convolutions")
+    compile: str = choice(
+        "off",
+        "machine",
+        "compile the model by torch.compile (--compile alone means inductor, which needs a C++ compiler, and triton on "
+        "a GPU); the first steps take minutes",
+        "off",
+        "inductor",
+        "aot_eager",
+        "eager",
+        bare="inductor",
+    )
+    deterministic: bool = switch(
+        "machine",
+        "take the device's deterministic algorithms alone, slower ones where need be: same seed, same bits, on a GPU, "
+        "too; an operation that has none ends the run",
+    )
     seed: int = option(
         0, parse.seed, "machine", "fixes initial weights, split, order and augmentation; same seed, same run", "N"
     )

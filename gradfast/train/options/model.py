@@ -47,3 +47,12 @@ class ModelOptions:
         "group",
         "none",
     )
+    freeze_backbone: int | str = option(
+        0,
+        parse.epochs_or_all,
+        "model",
+        "train the classifier alone, the rest with its norms in evaluation mode: for the first N epochs, or all "
+        "of them (--freeze-backbone alone); with --weights",
+        "[N|all]",
+        bare="all",
+    )
