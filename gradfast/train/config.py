@@ -77,6 +77,10 @@ class TrainConfig(
             raise UserError("--zero-init-residual sets a norm's weight that --init or --norm none would undo; take one")
         if self.zero_init_residual and not self.model.startswith(RESNETS):
             raise UserError(f"--zero-init-residual: {self.model} has no residual blocks with a last norm; leave it out")
+        if self.lr_find and self.resume:
+            raise UserError("--lr-find tests the start of a run; instead of --resume give --weights, which is a start")
+        if 0 < self.lr_find < 20:
+            raise UserError(f"--lr-find {self.lr_find}: seven decades of rates take 20 steps at least")
         if self.norm == "none" and self.model.startswith(RESNETS) and self.init is None and self.weights is None:
             raise UserError("--norm none: without norms, residual blocks add up and explode; give --init fixup, too")
 
@@ -85,7 +89,7 @@ class TrainConfig(
         return {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("resume", "output") and value is not None
+            if name not in ("resume", "output", "lr_find") and value is not None
         } | {"clip_grad": self.clip_grad or 0.0}
 
 

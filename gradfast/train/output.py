@@ -9,6 +9,7 @@ from gradfast.errors import UserError
 from gradfast.files import write_failure
 
 RUNS = Path("runs")
+RANGE_TEST = ("lr_find.csv", "lr_find.png")  # of --lr-find, whose folder the run that follows may take
 
 
 def check_output(folder: Path) -> None:
@@ -16,7 +17,7 @@ def check_output(folder: Path) -> None:
     UserError: results would overwrite something, or cannot be written there.
     """
     if folder.is_dir():
-        if any(folder.iterdir()):
+        if any(path.name not in RANGE_TEST for path in folder.iterdir()):
             raise UserError(
                 f"--output {folder} is not empty, and nothing is overwritten; choose another folder, or continue "
                 f"that run with --resume {folder}"

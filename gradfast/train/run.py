@@ -17,6 +17,7 @@ from gradfast.train.curves import CURVES, draw_curves
 from gradfast.train.determinism import deterministic
 from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.history import STEPS, SUMMARY, read_csv
+from gradfast.train.lr_find import find_rate
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
 from gradfast.train.place import AMP_TYPES, Place, choose_device
@@ -57,6 +58,8 @@ def run(settings: dict[str, Any]) -> int:
             check_same_run(resumed, config, data)
         with deterministic(config.deterministic):
             learner = build_learner(task, config, data, device)
+            if config.lr_find:
+                return find_rate(config, data, learner, output, progress, claims, settings)
             return Trainer(task, config, data, learner, progress, claims).go(output, resumed)
 
 

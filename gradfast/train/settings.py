@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
-from gradfast.train.config import FIELDS, TrainConfig
+from gradfast.train.config import FIELDS, TrainConfig, flag
 
 
 def check_value(name: str, value: Any, source: str) -> Any:
@@ -62,6 +63,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of 'name: value'")
     return check_settings(settings, str(path))
+
+
+def to_command(settings: Mapping[str, Any]) -> str:
+    """The shell command of ``gradfast train`` with checked settings."""
+    words = ["gradfast", "train"]
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(flag(name) if value else "--no-" + flag(name).removeprefix("--"))
+        elif value is not None or name == "clip_grad":
+            words += [flag(name), "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
 
 
 def to_yaml(config: TrainConfig, heading: str) -> str:

@@ -28,6 +28,15 @@ class OptimisationOptions:
         f"peak learning rate (default: {', '.join(f'{value:g} for {name}' for name, value in LEARNING_RATES.items())})",
         "RATE",
     )
+    lr_find: int = option(
+        0,
+        parse.natural,
+        "optimisation",
+        "do not train, but look for --lr: so many steps (100 if not said) with a rising rate; draws "
+        "lr_find.png, suggests a rate and prints the command that takes it",
+        "[STEPS]",
+        bare="100",
+    )
     momentum: float = option(0.9, parse.fraction, "optimisation", "momentum of SGD", "FACTOR")
     nesterov: bool = switch("optimisation", "Nesterov's momentum, for SGD")
     sched: str = choice(
