@@ -52,16 +52,19 @@ def ours(
     """gradfast's optimiser, with a clip policy, with the scenario's own cure, under a guard."""
 
     def prepare(task: Task) -> Stepper:
+        arguments: dict[str, Any] = task.options if clip is None else {**task.options, "clip": clip(task)}
+        parameters: Any = task.model.named_parameters()
         if mended and task.mend is not None:
             task.mend(task.model)
-        arguments: dict[str, Any] = {} if clip is None else {"clip": clip(task)}
-        optimizer = getattr(gradfast, task.optimizer)(task.model.named_parameters(), **task.options, **arguments)
+            arguments = {**arguments, **task.mend_options}
+            parameters = task.model.named_parameters() if task.mend_groups is None else task.mend_groups(task.model)
+        optimizer = getattr(gradfast, task.optimizer)(parameters, **arguments)
         if not guarded:
             return Stepper(optimizer, lambda loss: optimizer.step())
         # A limit of 1 clips most steps of some tasks, by a factor of thousands under a wrong loss scale: that alone is
         # no reason to draw back. Skipped steps and a loss that leaves its course are.
         guard = Guard(optimizer, model=task.model, snapshots=SnapshotRing(every=10), clipped_below=1e-9)
-        return Stepper(optimizer, guard.step)
+        return Stepper(optimizer, lambda loss: guard.step(loss if task.loss_tells else None))
 
     return prepare
 

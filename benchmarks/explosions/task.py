@@ -21,7 +21,9 @@ class Task:
         batch: step (from 0) -> (inputs, targets); the same for the same seed and step.
         chance: the loss of a model that knows nothing.
         good: a final loss below it counts as learnt.
-        mend: what the model's own cure is, applied before training; `mend_name` says it in words.
+        mend: what the model's own cure is, applied before training; `mend_name` says it in words. `mend_options` and
+            `mend_groups`, model -> parameter groups, are what it changes in the optimiser.
+        loss_tells: whether the loss says how far the training is; not that of adversaries.
         rate: step -> factor on the learning rate.
         evaluate: the final measure, on sound data; by default the loss on a batch of its own.
     """
@@ -37,6 +39,9 @@ class Task:
     max_norm: float = 1.0
     mend: Callable[[nn.Module], None] | None = None
     mend_name: str = ""
+    mend_options: dict[str, Any] = field(default_factory=dict)
+    mend_groups: Callable[[Any], list[dict[str, Any]]] | None = None
+    loss_tells: bool = True
     rate: Callable[[int], float] = lambda step: 1.0
     evaluate: Callable[[nn.Module], float] | None = None
 

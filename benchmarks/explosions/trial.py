@@ -52,13 +52,13 @@ def run(scenario: str, broken: bool, cure: str, seed: int) -> Result:
     task = SCENARIOS[scenario](seed, broken)
     stepper = CURES[cure].prepare(task)
     losses: list[float] = []
-    rate = stepper.optimizer.param_groups[0]["lr"]
+    rates = [group["lr"] for group in stepper.optimizer.param_groups]
     for step in range(task.steps):
         inputs, targets = task.batch(step)
         stepper.optimizer.zero_grad()
         loss = task.loss(task.model(inputs), targets)
         loss.backward()
-        for group in stepper.optimizer.param_groups:
+        for group, rate in zip(stepper.optimizer.param_groups, rates):
             group["lr"] = rate * task.rate(step)
         losses.append(loss.item())
         try:

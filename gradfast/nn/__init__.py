@@ -1,6 +1,7 @@
 """Cures in the model: initialisation, activations and regularisation that keep gradients in range."""
 
 from gradfast.nn.activations import replace_activation
+from gradfast.nn.add_norms import add_group_norm, add_spectral_norm
 from gradfast.nn.gains import ACTIVATIONS, gain
 from gradfast.nn.initialise import METHODS, InitReport, LayerInit, init_model
 from gradfast.nn.norms import ScalarAffine, group_count, group_norms, replace_norms
@@ -16,6 +17,8 @@ __all__ = [
     "Loaded",
     "ScalarAffine",
     "add_dropout",
+    "add_group_norm",
+    "add_spectral_norm",
     "add_stochastic_depth",
     "gain",
     "group_count",

@@ -49,10 +49,12 @@ class Structure:
         after: weight layer -> name of the activation that its output meets, or "linear" where it meets another weight
             layer, attention or the end first. Layers in parts that could not be traced are absent.
         branches: the residual branches, in order of use.
+        normalised: weight layers whose output goes through a norm before any activation or other weight layer.
     """
 
     after: dict[str, str] = field(default_factory=dict)
     branches: list[Branch] = field(default_factory=list)
+    normalised: set[str] = field(default_factory=set)
 
 
 def read_structure(model: nn.Module) -> Structure:
@@ -62,6 +64,7 @@ def read_structure(model: nn.Module) -> Structure:
         reader = _Reader(prefix, graph, modules)
         structure.after |= reader.activations()
         structure.branches += reader.branches()
+        structure.normalised |= reader.normalised()
     for name, module in model.named_modules():  # one module to torch.fx, two branches inside
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             structure.branches += _transformer_branches(name, module)
@@ -180,6 +183,23 @@ class _Reader:
             waiting.extend(fresh)
             seen.update(fresh)
         return "linear"
+
+    def normalised(self) -> set[str]:
+        """Names of the layers whose output meets a norm before an activation or another layer."""
+        nodes = [node for node in self.graph.nodes if self.is_layer(node)]
+        return {self.layers(node)[-1] for node in nodes if self.meets_norm(node)}
+
+    def meets_norm(self, layer: fx.Node) -> bool:
+        waiting, seen = deque(layer.users), set(layer.users)
+        while waiting:
+            node = waiting.popleft()
+            if self.is_norm(node):
+                return True
+            if self.activation(node) is None and not self.is_layer(node):
+                fresh = [user for user in node.users if user not in seen]
+                waiting.extend(fresh)
+                seen.update(fresh)
+        return False
 
     # ---------------------------------------------------------------- residual branches
 

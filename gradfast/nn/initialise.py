@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gradfast.nn.gains import activation_name, check_activation, gain
 from gradfast.nn.graph import Branch, Structure, read_structure
@@ -111,9 +112,10 @@ def init_model(
 
     Raises:
         ValueError: an argument is not one of those named, a needed batch is missing, or "fixup" or "zero-residual"
-            finds no residual branch.
+            finds no residual branch; or a weight is computed from another, as under spectral norm.
     """
     _check(method, mode, activation, batch)
+    _check_weights_are_parameters(model)
     structure = read_structure(model)
     if method in ("fixup", "zero-residual") and not structure.branches:
         raise ValueError(
@@ -145,6 +147,15 @@ def _check(method: str, mode: str, activation: str | None, batch: Any) -> None:
         check_activation(activation)
     if method == "lsuv" and batch is None:
         raise ValueError("init_model(..., 'lsuv') measures the layers' outputs: give it batch=")
+
+
+def _check_weights_are_parameters(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):  # what is filled in would be a temporary, and nobody would know
+            raise ValueError(
+                f"init_model: the weight of {name!r} is computed by a parametrization, such as spectral norm; "
+                "initialise the model first and add that after"
+            )
 
 
 class Initialiser:
