@@ -12,6 +12,27 @@ The modules, in the order in which a run meets them::
     progress, report, history, curves    what the user sees: bar or lines, CSV files, plots
     checkpoint, resume, output, claim    what must survive: checkpoints, the run folder, and that it has one writer
     interrupt, trainer, run              stopping cleanly; all of it tied together
+    trained, preprocess, evaluate, predict   what is done with a checkpoint: loaded, measured, used
+
+`load_model` is for programs that use what was trained.
 
 Nothing here is imported by ``gradfast.clip`` or ``gradfast.optim``.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradfast.train.trained import LoadedModel, load_model
+
+__all__ = ["LoadedModel", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what the package offers when it is asked for: it takes torchvision, which `gradfast.train` does not."""
+    if name in __all__:
+        from gradfast.train import trained
+
+        return getattr(trained, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

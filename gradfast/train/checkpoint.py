@@ -120,7 +120,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / LAST
     if not path.is_file():
-        raise UserError(f"--resume: there is no checkpoint {path}")
+        raise UserError(f"there is no checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is damaged, cut short or not a checkpoint ({type(error).__name__}); use another one"
         ) from error
     if not isinstance(state, dict) or not state.keys() >= _KEYS:
-        raise UserError(f"{path} is not a checkpoint of gradfast train; --resume continues its own runs only")
+        raise UserError(f"{path} is not a checkpoint of gradfast train, and only those can be read")
     if state["format"] != FORMAT:
         raise UserError(
             f"{path} is in format {state['format']}, and this gradfast reads format {FORMAT}; it was written by "

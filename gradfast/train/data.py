@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradfast.errors import UserError
-from gradfast.train.augment import CROP_MARGIN, build_augmentation
+from gradfast.train.augment import build_augmentation
 from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset
 from gradfast.train.config import TrainConfig
 from gradfast.train.data_sets import DATA_SETS
@@ -20,6 +20,7 @@ from gradfast.train.elpv import list_elpv
 from gradfast.train.folder import list_folder
 from gradfast.train.images import BadImage, to_square, to_tensor
 from gradfast.train.listing import Listing
+from gradfast.train.preprocess import evaluation_margin
 from gradfast.train.split import stratified_split
 from gradfast.train.torchvision_sets import list_named
 
@@ -77,7 +78,7 @@ def build_data(config: TrainConfig, report: Callable[[str], None]) -> Data:
     refuse_if_strict(bad, config.strict)
 
     whole = config.augment == "crop"
-    margin = CROP_MARGIN if whole else 0.0
+    margin = evaluation_margin(config.augment)
     total = len(listing) + (len(held_out) if held_out else 0)
     in_memory = choose_cache(config, total)
     memory: list[Tensor | None] = [None, None]

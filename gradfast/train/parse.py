@@ -28,6 +28,7 @@ seed = _number(int, "a whole number from 0 to 2^63 - 1", lambda value: 0 <= valu
 positive = _number(float, "a number above 0", lambda value: value > 0)
 non_negative = _number(float, "a number of at least 0", lambda value: value >= 0)
 fraction = _number(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
+share = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 open_fraction = _number(float, "a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
 
 

@@ -58,7 +58,7 @@ def writes() -> None:
         (["--model", "alexnet", "--zero-init-residual"], r"--zero-init-residual: alexnet has no residual blocks"),
         (["--amp", "fp16", "--nonfinite", "raise"], r"--amp fp16 needs --nonfinite skip"),
         (["-c", "none.yaml"], r"cannot read the configuration none.yaml"),
-        (["--resume", "none"], r"--resume: there is no checkpoint none"),
+        (["--resume", "none"], r"there is no checkpoint none"),
     ],
 )
 def test_flags(photos: Path, refused: Refused, flags: list[str], message: str) -> None:
