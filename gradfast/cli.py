@@ -12,7 +12,7 @@ from gradfast.errors import UserError
 # Name -> (module, what it does). The module is imported only when its command is asked for, so that `gradfast info`
 # works where torchvision does not.
 COMMANDS = {
-    "train": ("gradfast.train.cli", "train an image classifier, with gradients clipped in the optimiser's own pass"),
+    "train": ("gradfast.train.cli", "train an image classifier or a detector, clipping in the optimiser's own pass"),
     "data": ("gradfast.data.cli", "make a detection data set of photographs, or check one before training"),
     "bench": ("gradfast.bench.cli", "time clip and step against torch's, after checking that both do the same"),
     "doctor": ("gradfast.monitor.doctor.cli", "say why gradients of a model explode or vanish, and what mends it"),

@@ -53,7 +53,7 @@ def load_pretrained(model: nn.Module, source: str | Path | Mapping[str, Any]) ->
     Raises:
         UserError: the file cannot be read, or fewer than half of the model's parameters are in it.
     """
-    found = _weights(source)
+    found = read_weights(source)
     own = model.state_dict()
     loaded = [name for name in own if name in found and found[name].shape == own[name].shape]
     reshaped = [name for name in own if name in found and found[name].shape != own[name].shape]
@@ -71,7 +71,12 @@ def load_pretrained(model: nn.Module, source: str | Path | Mapping[str, Any]) ->
     return Loaded(loaded, reshaped, missing, [name for name in found if name not in own])
 
 
-def _weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, without what wrappers put before the names.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     content: Any = source
     if not isinstance(source, Mapping):
         try:

@@ -13,15 +13,17 @@ from gradfast.errors import UserError
 from gradfast.extras import require
 from gradfast.train.config import FIELDS, flag
 from gradfast.train.options.field import GROUPS
+from gradfast.train.options.task import TASK_DEFAULTS
 from gradfast.train.recipes import describe_recipes, find_recipe
 from gradfast.train.settings import check_value, read_yaml
 
 DESCRIPTION = """\
-Train an image classifier with gradfast: every step measures the gradient's global norm, clips and updates in one
-pass, so clipping costs nothing and the norm is there to look at.
+Train an image classifier or a detector with gradfast: every step measures the gradient's global norm, clips and
+updates in one pass, so clipping costs nothing and the norm is there to look at.
 
   gradfast train                               ResNet50 on photographs of solar cells, a few minutes on two cores
   gradfast train --data photos/ --epochs 30    your own folder of classes
+  gradfast train --task detect --data scenes/  boxes around objects, from annotations in COCO's format
   gradfast train --recipe tiny                 settings that go together; the recipes are listed at the end
   gradfast train --resume auto                 continue what was interrupted
 
@@ -50,10 +52,16 @@ def build_parser() -> CommandParser:
                 flag(name), action=argparse.BooleanOptionalAction, help=meta["help"], dest=name
             )
             continue
-        text = meta["help"] if field.default is None else f"{meta['help']} (default: {field.default})"
+        text = meta["help"] if field.default is None else f"{meta['help']} (default: {describe_default(name)})"
         bare = {"nargs": "?", "const": meta["bare"]} if meta["bare"] else {}
         groups[meta["group"]].add_argument(flag(name), metavar=meta["metavar"], help=text, dest=name, **bare)
     return parser
+
+
+def describe_default(name: str) -> str:
+    """A setting's default, and where that of a task is another."""
+    others = [f"{task}: {defaults[name]}" for task, defaults in TASK_DEFAULTS.items() if name in defaults]
+    return "; with --task ".join([str(FIELDS[name].default), *others])
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ _FIXED = (
     "activation",
     "norm",
     "freeze_backbone",
+    "frozen_norm",
+    "anchor_size",
     "opt",
     "norm_bias_decay",
     "clip_policy",

@@ -32,6 +32,10 @@ class SceneBatch(NamedTuple):
     bad: list[BadImage]
     number: tuple[int, int] = (0, 0)
 
+    @property
+    def size(self) -> int:
+        return len(self.targets)
+
 
 class SceneDataset(Dataset):
     """The scenes of a listing, by (epoch, index).

@@ -15,6 +15,7 @@ GROUPS = {
     "optimisation": "how fast to move, and for how long",
     "regularisation": "what keeps the model from learning the images by heart",
     "gradients": "what keeps a step from blowing up",
+    "detection": "how objects are found (--task detect)",
     "machine": "where and how it runs",
     "results": "what is written, and where",
 }

@@ -12,13 +12,19 @@ from gradfast.train.options.field import choice, option, switch
 class ModelOptions:
     """The settings of the group `model`."""
 
-    model: str = option("resnet50", parse.text, "model", "a classification model of torchvision", "NAME")
+    model: str = option(
+        "resnet50",
+        parse.text,
+        "model",
+        "a classification model of torchvision; with --task detect a detector of its",
+        "NAME",
+    )
     weights: str | None = option(
         None,
         parse.text,
         "model",
         "begin with the weights of this file (of torch.save) where names and shapes fit, instead of at random; a "
-        "classifier for other classes is drawn anew",
+        "classifier for other classes is drawn anew, and a detector takes a classifier's ResNet",
         "FILE",
     )
     init: str | None = option(
@@ -32,7 +38,7 @@ class ModelOptions:
     zero_init_residual: bool | None = switch(
         "model",
         "start every residual block as the identity, by a zero weight in its last norm: gradients of 5 instead of 200 "
-        "(default: for ResNets without --init)",
+        "(default: for ResNets without --init, and for a detector's without --weights)",
         default=None,
     )
     activation: str | None = option(

@@ -10,7 +10,10 @@ from gradfast.train.tasks.task import Task
 
 def find_task(name: str) -> Task:
     """The task of ``--task``; the packages that it needs are imported only now."""
-    assert name == "classify"
+    if name == "detect":
+        from gradfast.train.tasks.detect import Detect
+
+        return Detect()
     from gradfast.train.tasks.classify import Classify
 
     return Classify()
