@@ -10,7 +10,7 @@ export GRADFAST_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME MAX_JOBS
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test build bench lint format device-test kernels gpu-check clean force
+.PHONY: help train test build bench lint format docs docs-serve device-test kernels gpu-check clean force
 
 python := $(VENV)/bin/python
 pip    := $(python) -m pip --disable-pip-version-check
@@ -30,6 +30,8 @@ help:
 	@echo "                     With a PYTHON whose torch sees the GPU it installs nothing and needs no network"
 	@echo "  make lint          check the style (ruff, clang-format) and the types (mypy)"
 	@echo "  make format        rewrite the sources in that style"
+	@echo "  make docs          build the documents' site into site/; a link that leads nowhere is an error"
+	@echo "  make docs-serve    show that site at http://localhost:8000, and again whenever a document changes"
 	@echo "  make clean         remove the environment and everything built"
 	@echo
 	@echo "Options, as NAME=value (now in brackets):"
@@ -74,7 +76,8 @@ $(done)/build: extras =
 $(done)/demo:  extras = [demo]
 $(done)/test:  extras = [train,test]
 $(done)/dev:   extras = [train,test,dev]
-$(done)/build $(done)/demo $(done)/test $(done)/dev: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml gradfast/version.py
+$(done)/docs:  extras = [docs]
+$(done)/build $(done)/demo $(done)/test $(done)/dev $(done)/docs: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml gradfast/version.py
 	@echo "Building gradfast$(extras); the first time takes a few minutes, most of them in the compilers ..."
 	@export TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(python) -c '$(own_gpu)')}"; \
 	set -x; $(pip) install -q --no-build-isolation -e '.$(extras)'
@@ -91,7 +94,7 @@ $(done)/%.wanted: force | $(done)/venv
 
 # ---- checks ----------------------------------------------------------------------------------------------------
 
-python_files := gradfast tests $(wildcard benchmarks examples) build_backend setup.py
+python_files := gradfast tests $(wildcard benchmarks examples docs/site) build_backend setup.py
 cpp_files     = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 lint: $(done)/dev
@@ -104,6 +107,13 @@ format: $(done)/dev
 	$(python) -m ruff check --fix $(python_files)
 	$(python) -m ruff format $(python_files)
 	$(VENV)/bin/clang-format -i $(cpp_files)
+
+# The variable stills a notice of the theme's authors.
+docs: $(done)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+
+docs-serve: $(done)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
 
 device-test:
 	$(MAKE) -C tests/device
@@ -126,6 +136,6 @@ gpu-check:
 require_gpu := import torch; torch.cuda.is_available() or exit("gradfast: make gpu-check needs a GPU; torch sees none")
 
 clean:
-	rm -rf $(VENV) build gradfast.egg-info gradfast/_build.json gradfast/_C.*.so
+	rm -rf $(VENV) build site gradfast.egg-info gradfast/_build.json gradfast/_C.*.so
 	find gradfast tests build_backend -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
