@@ -15,7 +15,7 @@ from gradfast.guard.learning_rate import BackOff, LearningRateGuard, Rewarm
 from gradfast.guard.loss_watch import LossWatch
 from gradfast.guard.pending import PendingSteps, StepOutcome
 from gradfast.guard.snapshots import SnapshotRing, Stateful
-from gradfast.monitor.events import Event, worst
+from gradfast.monitor.events import Event, SpikeRule, worst
 
 _log = logging.getLogger("gradfast")
 _Batch = TypeVar("_Batch")
@@ -40,12 +40,13 @@ class Guard:
             guard.step(loss)             # instead of optimizer.step()
             scheduler.step()
 
-    A step is *bad* if it was skipped (a norm not finite, or a clip policy's word) or clipped to less than
-    `clipped_below` of its norm. After each bad step the learning rates draw back (`back_off`); after a burst of skipped
-    steps, and after a roll-back, they warm up anew (`rewarm`). When `max_consecutive_skips` steps in a row were
-    skipped, or the loss has left its course (`loss_watch`), everything goes back to the last snapshot and training goes
-    on with the batches that follow, so that those in between are left out, and `skip_batches` more; at most
-    `max_rollbacks` times, and without snapshots not at all: then `TrainingStopped` is raised.
+    A step is *bad* if it was skipped (a norm not finite, or a clip policy's word), clipped to less than `clipped_below`
+    of its norm, or of a norm `spike` times the median of those before. After each bad step the learning rates draw back
+    (`back_off`); after a burst of skipped steps, and after a roll-back, they warm up anew (`rewarm`). When
+    `max_consecutive_skips` steps in a row were skipped, or the loss has left its course (`loss_watch`), everything goes
+    back to the last snapshot and training goes on with the batches that follow, so that those in between are left out,
+    and `skip_batches` more; at most `max_rollbacks` times, and without snapshots not at all: then `TrainingStopped` is
+    raised.
 
     On a GPU nothing waits in a step: what happened is fetched every `drain_every` steps, and acted upon then.
 
@@ -63,6 +64,7 @@ class Guard:
         skip_batches: batches that `batches()` leaves out after a roll-back.
         clipped_below: clip coefficients below it make an event and a bad step. Lower it for a policy that clips most
             steps.
+        spike: how many times the median of the 128 norms before a norm must be to be bad; None: as often as it likes.
         drain_every: steps between two looks at the device; 1 on a CPU and 20 elsewhere by default.
         on_event: called with every `gradfast.monitor.events.Event`; all of them are logged and kept in `events`.
         keep_events: how many events are kept.
@@ -83,6 +85,7 @@ class Guard:
         max_rollbacks: int = 3,
         skip_batches: int = 0,
         clipped_below: float = 0.1,
+        spike: float | None = None,
         drain_every: int | None = None,
         on_event: Callable[[Event], None] | None = None,
         keep_events: int = 1000,
@@ -103,6 +106,7 @@ class Guard:
         self.loss_watch = loss_watch if isinstance(loss_watch, LossWatch) else LossWatch() if loss_watch else None
         self.max_consecutive_skips, self.max_rollbacks = max_consecutive_skips, max_rollbacks
         self.skip_batches, self.clipped_below = skip_batches, clipped_below
+        self.spikes = None if spike is None else SpikeRule(spike)
         self.drain_every = drain_every
         self.on_event = on_event
         self.events: deque[Event] = deque(maxlen=keep_events)
@@ -122,7 +126,7 @@ class Guard:
         Raises:
             TrainingStopped: too many skipped steps or too long a divergence, and no roll-back is left.
         """
-        if self.snapshots is not None and self.steps % self.snapshots.every == 0:
+        if self.snapshots is not None and (self.steps % self.snapshots.every == 0 or not len(self.snapshots)):
             self._take_snapshot()
         with self.learning_rate.lowered():
             if scaler is None:
@@ -157,9 +161,10 @@ class Guard:
         """Take note of one step; True if the run was rolled back."""
         report = outcome.report
         skipped = bool(report.skipped)
-        bad = skipped or report.coefficient < self.clipped_below
+        spike = None if self.spikes is None or skipped else self.spikes.threshold(report.norm)
+        bad = skipped or report.coefficient < self.clipped_below or spike is not None
         if bad or not math.isfinite(report.norm):
-            self._record(self._event_of(outcome))
+            self._record(self._event_of(outcome, spike))
         self.learning_rate.step_was(bad, skipped)
         self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
         if self.consecutive_skips >= self.max_consecutive_skips:
@@ -178,10 +183,12 @@ class Guard:
                 self._record(Event(outcome.step, "loss", report.norm, None, "applied", [], message))
         return False
 
-    def _event_of(self, outcome: StepOutcome) -> Event:
+    def _event_of(self, outcome: StepOutcome, spike: float | None = None) -> Event:
         report = outcome.report
         rule, threshold = "nonfinite", None
-        if math.isfinite(report.norm):
+        if spike is not None:
+            rule, threshold = "spike", spike
+        elif math.isfinite(report.norm):
             clip = self.optimizer.clip
             rule = type(clip.decider(report.decider)).__name__ if report.decider >= 0 else "max_norm"
             threshold = report.limit
@@ -254,6 +261,8 @@ class Guard:
             "consecutive_skips": self.consecutive_skips,
             "learning_rate": self.learning_rate.state_dict(),
             "losses": [] if self.loss_watch is None else list(self.loss_watch.recent),
+            "high_in_a_row": 0 if self.loss_watch is None else self.loss_watch.high_in_a_row,
+            "norms": [] if self.spikes is None else list(self.spikes.recent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -263,3 +272,6 @@ class Guard:
         self.learning_rate.load_state_dict(state["learning_rate"])
         if self.loss_watch is not None:
             self.loss_watch.recent.extend(state["losses"])
+            self.loss_watch.high_in_a_row = state.get("high_in_a_row", 0)
+        if self.spikes is not None:
+            self.spikes.recent.extend(state.get("norms", []))

@@ -69,18 +69,19 @@ class JSONL(Sink):
         path = Path(path)
         self._file = _open(path if path.suffix in (".jsonl", ".json") else path / RECORD, "a")
 
-    def _put(self, content: dict[str, Any]) -> None:
+    def put(self, content: Mapping[str, Any]) -> None:
+        """One object of any content."""
         self._file.write(json.dumps(_plain(content)) + "\n")
         self._file.flush()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._put({"step": step, **metrics})
+        self.put({"step": step, **metrics})
 
     def history(self, first_step: int, norms: Sequence[float], coefficients: Sequence[float]) -> None:
-        self._put({"history": first_step, "grad_norm": list(norms), "clip_coef": list(coefficients)})
+        self.put({"history": first_step, "grad_norm": list(norms), "clip_coef": list(coefficients)})
 
     def event(self, event: Event) -> None:
-        self._put({"event": event.to_dict()})
+        self.put({"event": event.to_dict()})
 
     def close(self) -> None:
         self._file.close()

@@ -86,6 +86,11 @@ class TrainConfig(
             self.check_detection()
         if self.amp == "fp16" and self.nonfinite != "skip":
             raise UserError("--amp fp16 needs --nonfinite skip: its loss scale is found by skipping steps")
+        if self.amp == "fp16" and self.on_spike == "backoff":
+            raise UserError(
+                "--on-spike backoff takes the steps that --amp fp16 skips to find its loss scale for spikes; take "
+                "--amp bf16, or --on-spike rollback"
+            )
         if self.clip_policy == "value" and self.clip_grad is None:
             raise UserError("--clip-policy value takes its limit from --clip-grad, which is off; give a magnitude")
         if self.nesterov and (self.opt != "sgd" or self.momentum == 0):

@@ -51,7 +51,7 @@ def train_epoch(
     for number, group in enumerate(grouped(batches, accumulate)):
         for batch in group:
             on_bad(batch.bad)
-        rate = schedule.apply(learner.optimizer, first_step + number)
+        rate = schedule.apply(learner.optimizer, first_step + number) * learner.rate_factor
         result = learner.step(group)
         if result is not None:
             tally.add(result.loss, result.grad_norm, result.clip_coef, rate, result.images, result.components)

@@ -90,6 +90,7 @@ def range_test(
         accumulate: batches per step.
         stopped: a true answer ends the test.
     """
+    guard, learner.guard = learner.guard, None  # which would draw the rate back
     before, random, rates = copy.deepcopy(learner.state_dict()), random_state(), _rates_of(learner)
     found = RangeTest([], [], [], False)
     mean = 0.0
@@ -117,6 +118,7 @@ def range_test(
                 break
     finally:
         learner.load_state_dict(before)
+        learner.guard = guard
         for parameters, rate in zip(learner.optimizer.param_groups, rates, strict=True):
             parameters["lr"] = rate
         learner.optimizer.zero_grad(set_to_none=True)

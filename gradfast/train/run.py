@@ -24,6 +24,7 @@ from gradfast.train.place import AMP_TYPES, Place, choose_device
 from gradfast.train.progress import make_progress
 from gradfast.train.report import describe_data
 from gradfast.train.resume import check_same_run, find_resumed
+from gradfast.train.spikes import build_guard
 from gradfast.train.step import Learner
 from gradfast.train.tasks import find_task
 from gradfast.train.tasks.task import Task, TaskData
@@ -73,14 +74,17 @@ def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch
     average = MovingAverage(model, config.model_ema_decay) if config.model_ema else None
     if config.compile != "off":
         compile_model(model, config.compile, device)
+    optimizer = build_optimizer(config, model)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     return Learner(
         model=model,
         objective=task.build_objective(config, data, place),
-        optimizer=build_optimizer(config, model),
-        scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
+        optimizer=optimizer,
+        scaler=scaler,
         place=place,
         average=average,
         frozen=frozen,
+        guard=build_guard(config, model, optimizer, scaler, average),
         refuse_nonfinite=config.nonfinite == "raise",
     )
 

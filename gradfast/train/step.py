@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradfast.guard import Guard
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.train.averaging import MovingAverage
 from gradfast.train.freeze import FrozenBackbone
@@ -41,6 +42,7 @@ class Learner:
         scaler: scales the loss under fp16, does nothing otherwise.
         average: moving average of the model, which is the one that is measured, or None.
         frozen: what of the model does not learn, in some epochs or all of them, or None.
+        guard: does the optimiser's steps, and what is to be done when one is bad, or None.
         refuse_nonfinite: whether a NaN or infinite part of the loss raises; waits for the device at each step.
     """
 
@@ -51,6 +53,7 @@ class Learner:
     place: Place
     average: MovingAverage | None = None
     frozen: FrozenBackbone | None = None
+    guard: Guard | None = None
     refuse_nonfinite: bool = False
 
     @property
@@ -61,6 +64,11 @@ class Learner:
     def measured(self) -> nn.Module:
         """The model whose accuracy counts."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def rate_factor(self) -> float:
+        """What the guard will multiply the next step's learning rate with."""
+        return 1.0 if self.guard is None else self.guard.learning_rate.factor
 
     def begin_epoch(self, epoch: int) -> None:
         """Bring the model into the mode in which it trains in this epoch, counted from 0."""
@@ -94,20 +102,25 @@ class Learner:
             # Not scaler.step: it waits for the device to learn whether a gradient is infinite. The optimiser decides
             # that on the device, and skips.
             self.scaler.unscale_(self.optimizer)
-        self.optimizer.step()
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        if self.guard is None:
+            self.optimizer.step()
+        else:
+            self.guard.step(loss)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         images = sum(batch.size for batch in batches)
         return StepResult(loss, self.optimizer.grad_norm, self.optimizer.clip_coef, images, components)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training changes: the model, the optimiser's state and the loss scale."""
+        """What training changes: the model, the optimiser's state, the loss scale, the guard's memory."""
+        kept = {} if self.guard is None else {"guard": self.guard.state_dict()}  # first: it may roll back
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **kept,
         } | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -115,6 +128,8 @@ class Learner:
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.guard is not None and "guard" in state:
+            self.guard.load_state_dict(state["guard"])
         if self.average is not None:
             if "average" in state:
                 self.average.load_state_dict(state["average"])

@@ -15,6 +15,7 @@ import torch
 from gradfast.errors import UserError
 from gradfast.extras import first_line
 from gradfast.files import atomic_write, remove_temporaries
+from gradfast.guard import TrainingStopped
 from gradfast.monitor import JSONL, Monitor
 from gradfast.train.batches import is_dead_worker
 from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
@@ -31,6 +32,7 @@ from gradfast.train.report import describe_epoch, describe_result, describe_setu
 from gradfast.train.resume import Resumed
 from gradfast.train.schedule import build_schedule, count_drops
 from gradfast.train.settings import to_yaml
+from gradfast.train.spikes import EventRecord, describe_stop
 from gradfast.train.step import Learner, NonFiniteLossError
 from gradfast.train.tally import Tally
 from gradfast.train.tasks.task import Evaluation, Task, TaskData
@@ -85,6 +87,7 @@ class Trainer:
         self.claims.take(self.folder)
         if resumed is None or self.folder != resumed.folder:
             check_output(self.folder)  # again: another run may have been quicker
+        self.events = EventRecord(self.folder, self.progress.say)
         self.history = History(self.folder, summary_columns(self.task), self.learner.objective.components)
         try:
             self.start_folder(resumed)
@@ -100,6 +103,11 @@ class Trainer:
                 while self.epoch < self.config.epochs:
                     if not self.run_epoch():
                         return self.interrupted()
+        except TrainingStopped as error:
+            raise UserError(
+                f"epoch {self.epoch + 1}: {describe_stop(error)}; {self.events.path} has what led to it. Start again "
+                f"with a lower --lr or a longer --warmup-epochs ({self.saved})"
+            ) from error
         except RuntimeError as error:
             if not is_dead_worker(error):
                 raise
@@ -108,6 +116,7 @@ class Trainer:
                 f"gradfast train --resume {self.folder} --workers {max(0, self.data.workers - 1)} goes on from there"
             ) from error
         finally:
+            self.events.close()
             self.train.close()
             self.evaluation.close()
         self.draw()
@@ -120,6 +129,9 @@ class Trainer:
         """Put into the run folder what can be known before the first step; a full disk shows itself here."""
         remove_temporaries(self.folder)  # of a run that was killed while it wrote
         self.history.start(resumed.folder if resumed else None, self.epoch)
+        if self.learner.guard is not None:
+            self.learner.guard.on_event = self.events.note
+            self.events.start(resumed.folder if resumed else None, self.learner.guard.steps)
         heading = f"gradfast {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
         heading += "This run again: gradfast train -c config.yaml"
         with atomic_write(self.folder / "config.yaml") as file:
@@ -175,6 +187,8 @@ class Trainer:
         skipped_before = self.learner.optimizer.skipped_steps - self.tally.skipped_steps
 
         def account() -> None:
+            if self.learner.guard is not None:
+                self.learner.guard.drain()
             self.tally.drain()
             self.tally.skipped_steps = self.learner.optimizer.skipped_steps - skipped_before
 

@@ -34,6 +34,18 @@ class GradientsOptions:
         "adagc",
         "skip-spikes",
     )
+    on_spike: str = choice(
+        "skip",
+        "gradients",
+        "on a step with a NaN or infinite gradient, one that --clip-policy refuses, or a norm ten times the usual: "
+        "skip (the first two are left out, the third is clipped), backoff (halve the rate as well; it recovers over a "
+        "hundred good steps), rollback (and go back to a snapshot in memory when 20 in a row were skipped or the loss "
+        "has left its course, three times at most); all are told of in events.jsonl. none: no watch",
+        "none",
+        "skip",
+        "backoff",
+        "rollback",
+    )
     nonfinite: str = choice(
         "skip",
         "gradients",
