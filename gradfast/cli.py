@@ -21,6 +21,7 @@ COMMANDS = {
         "measure a trained model: accuracy and F1 of each class, or COCO's metrics",
     ),
     "predict": ("gradfast.train.predict_cli", "let a trained model look at images: classes, or boxes"),
+    "export": ("gradfast.train.export_cli", "write a trained model as ONNX, TorchScript, torch.export or safetensors"),
     "runs": ("gradfast.runs.cli", "list the runs of a folder in a table, or put some side by side"),
     "plot": (
         "gradfast.runs.plot",

@@ -12,7 +12,7 @@ The modules, in the order in which a run meets them::
     progress, report, history, curves    what the user sees: bar or lines, CSV files, plots
     checkpoint, resume, output, claim    what must survive: checkpoints, the run folder, and that it has one writer
     interrupt, trainer, run              stopping cleanly; all of it tied together
-    trained, preprocess, evaluate, predict   what is done with a checkpoint: loaded, measured, used
+    trained, preprocess, evaluate, predict, export   what is done with a checkpoint: loaded, measured, used
 
 `load_model` is for programs that use what was trained.
 
