@@ -20,7 +20,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<PolicyChain>(module, "PolicyChain")
       .def(py::init(&gradfast::chain_of), py::arg("policies"))
       .def_property_readonly("state_size", &gradfast::state_size)
-      .def("run", &gradfast::run_chain_over, py::arg("state"), py::arg("norms"));
+      .def("run", &gradfast::run_chain_over, py::arg("state"), py::arg("norms"))
+      .def("parameter_coefficients", &gradfast::parameter_coefficients, py::arg("state"), py::arg("norms"));
 
   module.def("clip_by_policies_", &gradfast::clip_by_policies_, py::arg("gradients"), py::arg("numbers"),
              py::arg("chain"), py::arg("state"), py::arg("norm_type"));

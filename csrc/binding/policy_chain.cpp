@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones_like.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -82,6 +83,22 @@ std::vector<at::Tensor> run_chain_over(const PolicyChain& chain, const at::Tenso
     skipped.data_ptr<bool>()[i] = verdict.skip;
   }
   return {coefficients, limits, deciders, skipped};
+}
+
+at::Tensor parameter_coefficients(const PolicyChain& chain, const at::Tensor& state, const at::Tensor& norms) {
+  TORCH_CHECK_VALUE(norms.scalar_type() == at::kDouble && norms.is_contiguous() && norms.is_cpu() && state.is_cpu(),
+                    "gradfast: the norms and the state must be dense float64 tensors on the CPU");
+  const PolicyChain stateful = with_state(chain, state);
+  at::Tensor coefficients = at::ones_like(norms);
+  if (!clips_each_tensor(stateful)) return coefficients;
+  const int known = stateful.policies[stateful.count - 1].window;  // 0 where nothing is remembered of parameters
+  TORCH_CHECK_VALUE(known == 0 || norms.numel() == known, "gradfast: these clip policies were made for ", known,
+                    " parameters, got ", norms.numel(), " norms");
+  for (std::int64_t i = 0; i < norms.numel(); ++i) {
+    coefficients.data_ptr<double>()[i] =
+        tensor_coefficient(stateful, static_cast<int>(i), norms.const_data_ptr<double>()[i]);
+  }
+  return coefficients;
 }
 
 }  // namespace gradfast

@@ -27,6 +27,10 @@ PolicyChain with_state(PolicyChain chain, const at::Tensor& state);
 // Returns, a norm each: the coefficient (double), the limit (double), the decider (int, -1: none), skipped (bool).
 std::vector<at::Tensor> run_chain_over(const PolicyChain& chain, const at::Tensor& state, const at::Tensor& norms);
 
+// What the chain multiplies each parameter's gradient with by itself, on top of what holds for all, worked out on the
+// host. `state`: from before the step. `norms`: of each parameter, as the clipping of the global norm left them.
+at::Tensor parameter_coefficients(const PolicyChain& chain, const at::Tensor& state, const at::Tensor& norms);
+
 // Clips `gradients`, all on one device, in place; zeroes them where the step is to be skipped. `numbers`: of each
 // gradient's parameter among all. Returns norm and coefficient (0-d double) and skipped (0-d bool); nothing waits.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> clip_by_policies_(const std::vector<at::Tensor>& gradients,

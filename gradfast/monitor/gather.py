@@ -1,24 +1,22 @@
-"""What an optimiser's step leaves behind, as tensors on the device: gradient norms a step, the rest at samples."""
+"""What an optimiser's step leaves behind, as tensors on the device: gradient norms a step, the rest at samples.
+
+Of sharded parameters everything is of the whole, the same on all ranks: the gradients' norms come out of the step so,
+and a sample's sums are joined by one small all-reduce for each process group.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradfast.clip.policies import Policy
+from gradfast.clip.reduction import Reduction, spans_ranks
+from gradfast.monitor.window import StepNorms
+from gradfast.optim.clipping import group_limits
 from gradfast.optim.report import StepReport
-
-
-@dataclass
-class StepNorms:
-    """Of one step. `sums` holds per-parameter sums of |g|^p; clip_coef is NaN where it is not known."""
-
-    grad_norm: Tensor
-    clip_coef: Tensor
-    sums: Tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -40,24 +38,49 @@ class Source:
         known = {id(parameter): name for name, parameter in model.named_parameters()} if model is not None else {}
         self.parameters: list[Tensor] = []
         self.names: list[str] = []
+        self.group_indices: list[range] = []
         for number, group in enumerate(optimizer.param_groups):
             given = group.get("param_names")
             for position, parameter in enumerate(group["params"]):
                 fallback = given[position] if given else f"param_groups[{number}]['params'][{position}]"
                 self.parameters.append(parameter)
                 self.names.append(known.get(id(parameter), fallback))
+            self.group_indices.append(range(len(self.names) - len(group["params"]), len(self.names)))
         if not self.parameters:
             raise ValueError("the optimiser has no parameters to monitor")
         self.device = self.parameters[0].device
         self.power = float(getattr(optimizer, "norm_type", 2.0))
+        clip = getattr(optimizer, "clip", None) if self.native else None
+        self.by_parameter: Policy | None = clip if clip is not None and clip.clips_each_parameter else None
+        self.rewriting: Policy | None = clip if clip is not None and clip.rewrites_gradients else None
+        self.limited = self.native and any(group.get("max_norm") is not None for group in optimizer.param_groups)
+        self.replicated = [group.get("replicated") for group in optimizer.param_groups for _ in group["params"]]
+        self._reductions: dict[int, Reduction] = {}
 
-    def every_step(self) -> StepNorms | None:
+    @property
+    def chain(self) -> Any:
+        """The native chain of the optimiser's policies."""
+        return self.optimizer._policy_state.chain  # type: ignore[attr-defined]
+
+    # ---------------------------------------------------------------- at every step
+
+    def memory(self) -> Tensor:
+        """What a policy that clips each parameter remembers now, before the step; empty where there is none."""
+        state = self.optimizer._policy_state if self.by_parameter is not None else None  # type: ignore[attr-defined]
+        if state is None:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        values: Tensor = state.values.to(self.device, copy=True)
+        return values
+
+    def every_step(self, memory: Tensor) -> StepNorms | None:
         """Norms of the step just done, copies on the device; None where measuring them would cost a pass."""
         if not self.native:
             return None
         optimizer: Any = self.optimizer
         engine = optimizer._engine
-        return StepNorms(engine.grad_norm().double(), engine.coefficient().double(), self._sums(optimizer, engine))
+        limits = group_limits(optimizer.param_groups, optimizer.max_norm) if optimizer._has_group_limits else ()
+        sums = self._sums(optimizer, engine)
+        return StepNorms(engine.grad_norm().double(), engine.coefficient().double(), sums, memory, limits)
 
     def _sums(self, optimizer: Any, engine: Any) -> Tensor:
         if optimizer._sharding is not None:  # of whole parameters, the same on all ranks
@@ -72,20 +95,45 @@ class Source:
             sums[torch.tensor(indices, device=self.device)] = values.to(self.device, non_blocking=True)
         return sums
 
+    # ---------------------------------------------------------------- at samples
+
     @torch.no_grad()
-    def measured(self) -> StepNorms:
-        """The same, by a pass over the gradients."""
+    def measured(self, memory: Tensor) -> StepNorms:
+        """As `every_step`, by a pass over the gradients."""
         gradients = [own_part(p if p.grad is None else p.grad) for p in self.parameters]
-        norms = self._norms(gradients) * torch.tensor([p.grad is not None for p in self.parameters], device=self.device)
-        return StepNorms(norms.norm(), torch.full_like(norms[0], math.nan), norms.square())
+        there = torch.tensor([p.grad is not None for p in self.parameters], device=self.device)
+        sums = self._joined(self._squares(gradients) * there)
+        return StepNorms(sums.sum().sqrt(), torch.full_like(sums[0], math.nan), sums, memory)
 
     @torch.no_grad()
     def copies(self) -> list[Tensor]:
         return [own_part(parameter).clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def sample(self, before: list[Tensor], grad_norm: Tensor) -> list[Tensor]:
-        """Three [n] tensors: norms of the parameters, norms of their change, share of each gradient that is not finite.
+    def before_rewriting(self) -> list[Tensor]:
+        """Two [n] tensors, for a policy that rewrites gradients: sums of squares before, and how many units it clips.
+
+        It is a pass over weights and gradients of its own. Empty where no policy rewrites any.
+        """
+        if self.rewriting is None:
+            return []
+        scale = getattr(self.optimizer, "grad_scale", None)
+        squares, counts = [], []
+        for name, parameter in zip(self.names, self.parameters):
+            gradient = torch.zeros(()) if parameter.grad is None else own_part(parameter.grad)
+            s = 1.0 if scale is None else torch.as_tensor(scale, device=gradient.device)
+            square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square() / s**2
+            count = square * 0 if parameter.grad is None else self.rewriting.count_clipped(name, parameter, gradient, s)
+            squares.append(square.to(self.device))
+            counts.append(count.to(self.device, torch.float64))
+        return [torch.stack(squares), torch.stack(counts)]
+
+    @torch.no_grad()
+    def sample(self, before: list[Tensor], grad_norm: Tensor, rewriting: list[Tensor]) -> Tensor:
+        """Rows of [n], one behind the other, in one tensor.
+
+        They are sums of squares of the parameters and of their change, how many elements of each gradient are not
+        finite, and what `before_rewriting` returned.
 
         The gradients are read for that unless `grad_norm`, of all of them, is known on the host to be finite.
 
@@ -93,17 +141,29 @@ class Source:
             before: copies of the parameters from before the step; overwritten.
         """
         parameters = [own_part(parameter) for parameter in self.parameters]
-        norms = self._norms(parameters)
+        squares = self._squares(parameters)
         torch._foreach_sub_(before, parameters)
-        changes, bad = self._norms(before), torch.zeros_like(norms)
+        changes, bad = self._squares(before), torch.zeros_like(squares)
         if grad_norm.device.type != "cpu" or not math.isfinite(grad_norm.item()):
-            gradients = [None if p.grad is None else own_part(p.grad) for p in self.parameters]
-            shares = [
-                torch.zeros((), device=self.device) if g is None else (~torch.isfinite(g)).float().mean()
-                for g in gradients
-            ]
-            bad = torch.stack([share.to(self.device, torch.float64) for share in shares])
-        return [norms, changes, bad]
+            nothing = torch.zeros((), device=self.device)
+            gradients = [nothing if p.grad is None else own_part(p.grad) for p in self.parameters]
+            bad = torch.stack([(~torch.isfinite(g)).sum().to(self.device, torch.float64) for g in gradients])
+        return self._joined(torch.cat([squares, changes, bad, *rewriting]))
 
-    def _norms(self, tensors: list[Tensor]) -> Tensor:
-        return torch.stack([norm.to(self.device, torch.float64) for norm in torch._foreach_norm(tensors)])
+    def _joined(self, sums: Tensor) -> Tensor:
+        """Sums over whole parameters from those over this rank's parts, in rows of one a parameter."""
+        if not spans_ranks(self.parameters):
+            return sums
+        rows = len(sums) // len(self.parameters)
+        if rows not in self._reductions:
+            given = self.parameters * rows, self.names * rows, None, self.replicated * rows
+            self._reductions[rows] = Reduction(*given)
+        reduction = self._reductions[rows]
+        reduction.join(sums, infinity=False)
+        assert reduction.sums is not None
+        return reduction.sums
+
+    def _squares(self, tensors: list[Tensor]) -> Tensor:
+        short = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors)
+        norms = torch._foreach_norm(tensors, 2, dtype=torch.float32 if short else None)
+        return torch.stack([norm.to(self.device, torch.float64) for norm in norms]).square()

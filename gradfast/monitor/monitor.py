@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from gradfast.monitor.events import Event, SpikeRule, worst
 from gradfast.monitor.explain import explain
-from gradfast.monitor.gather import Source, StepNorms
+from gradfast.monitor.gather import Source
 from gradfast.monitor.grouping import add_watched, group_by_module, inside, join
-from gradfast.monitor.sinks import Sink
+from gradfast.monitor.metrics import GroupMetrics, StepView, of_window, roots
+from gradfast.monitor.sinks import Sink, on_first_rank
 from gradfast.monitor.transfer import Transfer
+from gradfast.monitor.window import StepNorms, pack, unpack
 
 _log = logging.getLogger("gradfast.monitor")
+_GRADIENTS = ("grad", "clipped")  # before and after clipping, of the optimiser's norm_type
 _MOST_EXPLANATIONS = 10  # a run in which every step is bad must not run forward twice for ever
 
 
@@ -29,12 +32,20 @@ class Monitor:
         monitor.close()
 
     After the first step and every `every`-th it samples, per group of parameters: the gradient's norm before clipping
-    (`l2_norm/grad/GROUP`; of the optimiser's `norm_type`, if that is another), the weights' (`l2_norm/param/GROUP`),
-    the update's over the weights' (`update_ratio/GROUP`), and the share of the gradient that is not finite
-    (`nonfinite/GROUP`). With them go `grad_norm` and, after clipping, `grad_norm_clipped`, the `clip_coef`, and of all
-    steps since the last sample `grad_norm_max`, `clip_fraction` and `nonfinite_steps`. Groups are modules, no more than
-    `most_groups` of them; `watch` adds others. Of sharded parameters the gradients' norms are of the whole, the other
-    numbers of this rank's part.
+    and after all clipping (`l2_norm/grad/GROUP`, `l2_norm/grad_clipped/GROUP`; of the optimiser's `norm_type`, if that
+    is another), the weights' (`l2_norm/param/GROUP`), the update's over the weights' (`update_ratio/GROUP`), and the
+    share of the gradient that is not finite (`nonfinite/GROUP`). With them go `grad_norm` and, after clipping,
+    `grad_norm_clipped`, the `clip_coef`, and of all steps since the last sample `grad_norm_max`, `clip_fraction` and
+    `nonfinite_steps`. Groups are modules, no more than `most_groups` of them; `watch` adds others.
+
+    Where a policy or a group's own `max_norm` clips parameters one by one, `clip_fraction/GROUP` is how often it did:
+    the share of the group's parameters and of the steps since the last sample. For `AGC` and `Value`, which clip units
+    and elements before the norm is measured, it is the share of those in the sampled step, and `grad_norm` and
+    `l2_norm/grad/GROUP` are from before them, for which a sample takes a pass of its own; the other steps' norms are
+    those that were left.
+
+    Of sharded parameters all numbers are of the whole, the same on all ranks, joined by one small all-reduce a sample
+    and process group; so every rank needs a monitor, with the same `every`. Sinks and the log are for the first rank.
 
     With gradfast's optimisers all gradient norms come from the step's own pass, so that every step is seen; with others
     they are measured at samples. No step waits for a GPU: numbers are copied as the device gets to them and read when
@@ -70,15 +81,19 @@ class Monitor:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, not {every}")
         self.source = Source(optimizer, model)
-        self.model, self.every, self.sinks, self.step = model, every, list(sinks), start_step
+        self.model, self.every, self.step = model, every, start_step
+        self.sinks = list(sinks) if on_first_rank() else []
         self.groups = add_watched(group_by_module(self.source.names, most_groups), self.source.names, watch)
-        self.last: dict[str, Any] = {}  # of the latest sample that has arrived: "step", "grad", "param", "update"
+        self._metrics = GroupMetrics(self.source, self.groups)
+        self.last: dict[str, Any] = {}  # of the latest sample that has arrived: "step", "grad", "clipped", "param", ...
         self.events: list[Event] = []
         self._spikes = SpikeRule(spike)
         self._transfer = Transfer()
         self._window: list[StepNorms] = []
         self._logged: dict[str, Any] = {}
         self._before: list[Tensor] | None = None
+        self._memory = self.source.memory()
+        self._rewriting: list[Tensor] = []
         self._first, self._sampling = True, False
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._explanations: dict[int, str] = {}
@@ -96,14 +111,14 @@ class Monitor:
         self._logged.update({name: v.detach() if isinstance(v, Tensor) else v for name, v in values.items()})
 
     def top(self, count: int = 10, what: str = "grad") -> list[tuple[str, float]]:
-        """Parameters with the largest "grad", "param" or "update" norm, or update "ratio", in the latest sample."""
+        """Parameters with the largest "grad", "clipped", "param" or "update" norm, or "ratio" of update to weights."""
         values = self._latest(what)
         return worst(self.source.names, values, count)
 
     def norm(self, module: str, what: str = "grad") -> float:
         """Norm of any module's gradient, weights or update in the latest sample."""
         values = self._latest(what)
-        return join(values, inside(self.source.names, module), self.source.power if what == "grad" else 2.0)
+        return join(values, inside(self.source.names, module), self.source.power if what in _GRADIENTS else 2.0)
 
     def examine(self, *arguments: Any, **keywords: Any) -> str:
         """Run the model forward on these inputs, as it is now, and say which layer first puts out NaN or infinity."""
@@ -139,8 +154,9 @@ class Monitor:
             self.flush()
         if what == "ratio" and self.last:
             return [u / p if p else 0.0 for u, p in zip(self.last["update"], self.last["param"])]
-        if what not in ("grad", "param", "update") or not self.last:
-            raise ValueError(f"there is no sample yet, or no {what!r}: it is 'grad', 'param', 'update' or 'ratio'")
+        if what not in (*_GRADIENTS, "param", "update") or not self.last:
+            known = "'grad', 'clipped', 'param', 'update' or 'ratio'"
+            raise ValueError(f"there is no sample yet, or no {what!r}: it is {known}")
         values: Sequence[float] = self.last[what]
         return values
 
@@ -154,110 +170,93 @@ class Monitor:
         self.step += 1
         self._sampling = self.step % self.every == 0 or self._first
         self._first = False
+        self._memory = self.source.memory()
         if self._sampling:
-            self._before = self.source.copies()
+            self._before, self._rewriting = self.source.copies(), self.source.before_rewriting()
 
     def _after_step(self) -> None:
-        norms = self.source.every_step()
+        norms = self.source.every_step(self._memory)
         if norms is None and self._sampling:
-            norms = self.source.measured()
+            norms = self.source.measured(self._memory)
         if norms is not None:
             self._window.append(norms)
             if norms.grad_norm.device.type == "cpu" and not math.isfinite(norms.grad_norm.item()):
                 self._explain(norms)
         if self._sampling:
             self._send(self._before)
-            self._before = None
+            self._before, self._rewriting = None, []
         self._transfer.receive()
 
     def _send(self, before: list[Tensor] | None) -> None:
         """Put the window and the sample into one tensor, and that on its way."""
         window, logged, device = self._window, self._logged, self.source.device
         self._window, self._logged = [], {}
-        pieces = [torch.stack([column for step in window for column in (step.grad_norm, step.clip_coef)])]
-        pieces.append(torch.cat([step.sums for step in window]))
-        pieces += self.source.sample(before, window[-1].grad_norm) if before is not None else []
-        extra = [torch.as_tensor(value, dtype=torch.float64).to(device, non_blocking=True) for value in logged.values()]
-        pieces.append(torch.stack(extra) if extra else torch.zeros(0, dtype=torch.float64, device=device))
-        names, step, steps, sampled = list(logged), self.step, len(window), before is not None
+        pieces = [pack(window)]
+        pieces += [self.source.sample(before, window[-1].grad_norm, self._rewriting)] if before is not None else []
+        pieces += [torch.as_tensor(value, dtype=torch.float64).reshape(1) for value in logged.values()]
+        values = torch.cat([piece.to(device, non_blocking=True) for piece in pieces])
+        names, step, sampled = list(logged), self.step, before is not None
         rate = self.source.optimizer.param_groups[0].get("lr")
         rate = rate if isinstance(rate, (int, float)) else None
-        values = torch.cat([piece.to(device).flatten() for piece in pieces])
-        self._transfer.send(values, lambda numbers: self._arrived(numbers, step, steps, sampled, names, rate))
+        self._transfer.send(values, lambda numbers: self._arrived(numbers, step, window, sampled, names, rate))
 
     def _explain(self, norms: StepNorms) -> None:
         if self.model is None or self._inputs is None or len(self._explanations) >= _MOST_EXPLANATIONS:
             return
-        each = dict(zip(self.source.names, self._roots(norms.sums.tolist(), norms.grad_norm.item())))
+        sizes = roots(norms.sums.tolist(), norms.grad_norm.item(), self.source.power)
+        each = dict(zip(self.source.names, sizes))
         self._explanations[self.step] = explain(self.model, *self._inputs, each)
 
     # ---------------------------------------------------------------- when the numbers have arrived
 
-    def _roots(self, sums: Sequence[float], norm: float) -> list[float]:
-        """Norms from sums of powers. Under a loss scale these are of the scaled gradients, and `norm` is not."""
-        power = self.source.power
-        root = 1.0 if power == math.inf else 1.0 / power
-        whole = (max(sums) if power == math.inf else sum(sums)) ** root
-        unscale = norm / whole if math.isfinite(norm) and 0 < whole < math.inf else 1.0
-        return [value**root * unscale if math.isfinite(value) else value for value in sums]
-
     def _arrived(
-        self, numbers: list[float], step: int, steps: int, sampled: bool, names: list[str], rate: float | None
+        self,
+        numbers: list[float],
+        step: int,
+        window: list[StepNorms],
+        sampled: bool,
+        names: list[str],
+        rate: float | None,
     ) -> None:
         count = len(self.source.names)
-        norms, coefficients = numbers[0 : 2 * steps : 2], numbers[1 : 2 * steps : 2]
-        rows = [self._roots(numbers[2 * steps + i * count :][:count], norms[i]) for i in range(steps)]
-        first = step - steps + 1 if self.source.native else step
+        steps, rest = unpack(numbers, window, count)
+        views = [StepView(self.source, each) for each in steps]
+        first = step - len(views) + 1 if self.source.native else step
         for sink in self.sinks:
-            sink.history(first, norms, coefficients)
-        for number in range(steps):
-            self._look_for_events(first + number, norms[number], coefficients[number], rows[number])
+            sink.history(first, [view.norm for view in views], [view.coefficient for view in views])
+        for number, view in enumerate(views):
+            self._look_for_events(first + number, view)
         if sampled:
-            start = 2 * steps + steps * count
-            param, update, bad = (numbers[start + i * count :][:count] for i in range(3))
-            self.last = {"step": step, "grad": rows[-1], "param": param, "update": update}
-            metrics = {"grad_norm": norms[-1], "grad_norm_clipped": norms[-1] * coefficients[-1]}
-            metrics |= {"clip_coef": coefficients[-1], **self._of_window(norms, coefficients)}
-            metrics |= {"lr": rate} if rate is not None else {}
-            metrics |= dict(zip(names, numbers[start + 3 * count :]))
+            sample, rest = self._take_sample(rest)
+            parameters = {"grad": views[-1].grad, "clipped": views[-1].clipped, **sample}
+            self.last = {"step": step, **parameters}
+            metrics = of_window(views) | ({"lr": rate} if rate is not None else {}) | dict(zip(names, rest))
             for sink in self.sinks:
-                sink.write(step, metrics | self._of_groups(rows[-1], param, update, bad))
+                sink.write(step, metrics | self._metrics.of(views, parameters))
 
-    def _of_window(self, norms: list[float], coefficients: list[float]) -> dict[str, float]:
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        clipped = [c < 1 for norm, c in zip(norms, coefficients) if math.isfinite(norm)]
-        return {
-            "grad_norm_max": max(finite, default=math.nan),
-            "clip_fraction": sum(clipped) / len(clipped) if clipped else 0.0,
-            "nonfinite_steps": float(len(norms) - len(finite)),
-        }
+    def _take_sample(self, numbers: Sequence[float]) -> tuple[dict[str, Sequence[float]], Sequence[float]]:
+        """A sample's rows by name, and what came behind them."""
+        names = ["param", "update", "bad"] + (["grad", "clipped_units"] if self.source.rewriting is not None else [])
+        count = len(self.source.names)
+        rows = {name: numbers[i * count :][:count] for i, name in enumerate(names)}
+        for name in ("param", "update", "grad"):  # of sums of squares, the norms
+            if name in rows:
+                rows[name] = [math.sqrt(value) for value in rows[name]]
+        return rows, numbers[len(names) * count :]
 
-    def _of_groups(
-        self, grad: list[float], param: list[float], update: list[float], bad: list[float]
-    ) -> dict[str, float]:
-        metrics = {}
-        sizes = [parameter.numel() for parameter in self.source.parameters]
-        for group, indices in self.groups.items():
-            weights = join(param, indices)
-            metrics[f"l2_norm/grad/{group}"] = join(grad, indices, self.source.power)
-            metrics[f"l2_norm/param/{group}"] = weights
-            metrics[f"update_ratio/{group}"] = join(update, indices) / weights if weights else 0.0
-            total = sum(sizes[i] for i in indices)
-            metrics[f"nonfinite/{group}"] = sum(bad[i] * sizes[i] for i in indices) / total if total else 0.0
-        return metrics
-
-    def _look_for_events(self, step: int, norm: float, coefficient: float, row: list[float]) -> None:
+    def _look_for_events(self, step: int, view: StepView) -> None:
+        norm = view.norm
         threshold = self._spikes.threshold(norm)
         if math.isfinite(norm) and threshold is None:
             return
-        named = worst(self.source.names, row)
+        named = worst(self.source.names, view.grad)
         sizes = ", ".join(f"{name} {size:.4g}" for name, size in named)
         if not math.isfinite(norm):
             skips = self.source.native and getattr(self.source.optimizer, "nonfinite", "") == "skip"
             event = Event(step, "nonfinite", norm, None, "skipped" if skips else "applied", named)
             event.message = f"step {step}: the gradient norm is {norm} ({event.action}); worst: {sizes}"
         else:
-            action = "clipped" if coefficient < 1 else "applied"
+            action = "clipped" if view.coefficient < 1 or min(view.factors) < 1 else "applied"
             event = Event(step, "spike", norm, threshold, action, named)
             event.message = (
                 f"step {step}: the gradient norm is {norm:.4g}, above {threshold:.4g} ({action}); worst: {sizes}"
@@ -265,6 +264,7 @@ class Monitor:
         if step in self._explanations:
             event.message += f". {self._explanations[step]}"
         self.events.append(event)
-        _log.warning(event.message)
+        if on_first_rank():
+            _log.warning(event.message)
         for sink in self.sinks:
             sink.event(event)

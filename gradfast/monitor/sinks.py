@@ -1,13 +1,19 @@
-"""Where a monitor's numbers go: CSV, JSON lines, TensorBoard, Weights & Biases, or your own subclass of `Sink`."""
+"""Where a monitor's numbers go: CSV, JSON lines, TensorBoard, Weights & Biases, or your own subclass of `Sink`.
+
+Of several ranks the first one writes, and a sink of another does nothing.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from gradfast.extras import require
 from gradfast.files import write_failure
@@ -32,7 +38,15 @@ class Sink:
         """No more will come."""
 
 
+def on_first_rank() -> bool:
+    """Whether this process writes: the only one, or the first of several."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def _open(path: Path, mode: str) -> IO[str]:
+    if not on_first_rank():  # the first rank's file is not this one's to make, or to empty
+        path, mode = Path(os.devnull), "w"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open(mode, newline="", encoding="utf-8")
@@ -106,7 +120,7 @@ class TensorBoard(Sink):
         require("tensorboard", "monitor", "the TensorBoard sink")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder)) if on_first_rank() else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -116,7 +130,8 @@ class TensorBoard(Sink):
         self._writer.add_text("events", event.message, event.step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandB(Sink):
@@ -128,7 +143,7 @@ class WandB(Sink):
 
     def __init__(self, **options: Any) -> None:
         self._wandb: Any = require("wandb", "monitor", "the Weights & Biases sink (pip install wandb)")
-        self._own = self._wandb.run is None
+        self._own = self._wandb.run is None and on_first_rank()
         if self._own:
             self._wandb.init(**options)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import gradfast
+from gradfast import clip
 from gradfast.monitor import CSV, JSONL, Event, Monitor, Sink, TensorBoard, WandB
 from gradfast.monitor.events import SpikeRule, worst
 from gradfast.monitor.grouping import group_by_module
@@ -162,6 +163,110 @@ def test_parameters_without_gradients_and_several_groups() -> None:
     Monitor(optimizer, model, every=1, sinks=[model_sink])
     optimizer.step()
     assert model_sink.rows[0][1]["l2_norm/grad/0"] == pytest.approx(gradients["0.bias"].norm().item(), rel=1e-6)
+
+
+# ---------------------------------------------------------------- what clipping does to each parameter
+
+
+CLIPS = {
+    "max_norm": {"max_norm": 0.7},
+    "parameter": {"clip": clip.PerParameterNorm(0.4)},
+    "parameter, p = 1": {"clip": clip.PerParameterNorm(2.0, norm_type=1.0)},
+    "ada_gc": {"clip": clip.AdaGC(warmup=3, beta=0.5)},
+    "chain": {"clip": clip.Chain(clip.GlobalNorm(3.0), clip.PerParameterNorm(0.9))},
+    "agc": {"clip": clip.AGC(clipping=0.3, exclude=["2.bias"])},
+    "value": {"clip": clip.Chain(clip.Value(0.3), clip.GlobalNorm(0.8))},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_norms_after_clipping_are_those_of_the_step_taken(name: str, scale: float) -> None:
+    """With a rate of 1 and nothing else, what a step changes is the gradient as it was clipped."""
+    model, sink = net().double(), Memory()
+    optimizer = gradfast.SGD(model.named_parameters(), lr=1.0, **CLIPS[name])
+    optimizer.grad_scale = torch.tensor(scale)
+    one_norm = optimizer.norm_type == 1.0
+    clipped = 0
+    with Monitor(optimizer, model, every=1, sinks=[sink]) as monitor:
+        for step in range(8):
+            before = {key: p.detach().clone() for key, p in model.named_parameters()}
+            gradients = set_gradients(model, scale * (1 + step % 3))
+            raw = {key: gradient.clone() / scale for key, gradient in gradients.items()}
+            optimizer.step()
+            after = dict(model.named_parameters())
+            steps = {key: (before[key] - after[key]).detach() for key in before}
+            for key, change in steps.items():
+                power = 1 if one_norm else 2
+                assert monitor.norm(key, "clipped") == pytest.approx(change.norm(power).item(), rel=1e-9)
+                assert monitor.norm(key) == pytest.approx(raw[key].norm(power).item(), rel=1e-9)
+                clipped += bool(change.norm() < raw[key].norm() * 0.999)
+            metrics = sink.rows[-1][1]
+            whole = lambda values: torch.cat([v.flatten() for v in values.values()]).norm(power).item()  # noqa: E731,B023
+            assert metrics["grad_norm"] == pytest.approx(whole(raw), rel=1e-9)
+            assert metrics["grad_norm_clipped"] == pytest.approx(whole(steps), rel=1e-9)
+            assert metrics["l2_norm/grad_clipped/2"] == pytest.approx(monitor.norm("2", "clipped"), rel=1e-12)
+            assert name == "max_norm" or "clip_fraction/2" in metrics
+    assert clipped > 8
+
+
+def test_how_often_each_parameter_was_clipped_by_hand() -> None:
+    """The sample of step 5 tells of steps 2 to 5, of which the one with NaN counts for nothing."""
+    model, sink = net(), Memory()
+    optimizer = gradfast.SGD(model.named_parameters(), lr=0.1, clip=clip.PerParameterNorm(1.0))
+    Monitor(optimizer, model, every=5, sinks=[sink])
+    for step in range(1, 6):
+        for name, parameter in model.named_parameters():
+            large = name == "0.weight" or (name == "2.bias" and step in (3, 4))
+            parameter.grad = torch.full_like(parameter, 2.0 if large else 0.01)
+        if step == 2:
+            model[0].bias.grad[0] = math.nan
+        optimizer.step()
+    metrics = sink.rows[-1][1]
+    assert metrics["clip_fraction/0"] == 3 / 6 and metrics["clip_fraction/2"] == 2 / 6
+    assert metrics["clip_fraction"] == 1.0 and metrics["nonfinite_steps"] == 1
+
+
+@pytest.mark.parametrize("policy, share", [(clip.AGC(0.1, vectors=False), 3 / 9), (clip.Value(0.5), 12 / 40)])
+def test_policies_that_rewrite_count_units_of_the_sampled_step(policy: Any, share: float) -> None:
+    model, sink = net(), Memory()
+    optimizer = gradfast.SGD(model.named_parameters(), lr=0.1, clip=policy)
+    Monitor(optimizer, model, every=1, sinks=[sink])
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.full_like(parameter, 0.01)
+    model[0].weight.grad[:3] = 5.0  # three of eight units, of four elements each; the bias is one of eight
+    optimizer.step()
+    assert sink.rows[0][1]["clip_fraction/0"] == share and sink.rows[0][1]["clip_fraction/2"] == 0
+    assert model[0].weight.grad.max() < 1 and sink.rows[0][1]["l2_norm/grad/0"] > 10
+
+
+def test_limits_of_groups_are_seen() -> None:
+    model, sink = net().double(), Memory()
+    groups = [
+        {"params": list(model[0].named_parameters(prefix="0")), "max_norm": 0.25},
+        {"params": list(model[2].named_parameters(prefix="2"))},
+    ]
+    optimizer = gradfast.SGD(groups, lr=1.0, max_norm=2.0)
+    with Monitor(optimizer, model, every=1, sinks=[sink]) as monitor:
+        gradients = set_gradients(model)
+        before = model[0].weight.detach().clone()
+        optimizer.step()
+    metrics = sink.rows[0][1]
+    assert metrics["clip_fraction/0"] == 1.0 and metrics["clip_fraction/2"] == 0.0
+    assert metrics["l2_norm/grad_clipped/0"] == pytest.approx(0.25, rel=1e-5)
+    assert monitor.norm("0.weight", "clipped") == pytest.approx((before - model[0].weight).norm().item(), rel=1e-9)
+    assert metrics["grad_norm"] == pytest.approx(joined(gradients, ""), rel=1e-9)
+
+
+def test_norms_of_half_precision_weights_are_summed_in_float32() -> None:
+    model, sink = nn.Linear(64, 64, bias=False).half(), Memory()
+    model.weight.data.fill_(3000.0)  # a norm of 192,000: beyond float16
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer = gradfast.SGD(model.named_parameters(), lr=0.1)
+    Monitor(optimizer, model, every=1, sinks=[sink])
+    optimizer.step()
+    assert sink.rows[0][1]["l2_norm/param/weight"] == pytest.approx(192_000, rel=1e-5)
 
 
 # ---------------------------------------------------------------- events and explanations

@@ -66,6 +66,15 @@ class AGC(Policy):
             # False for NaN, which stays: the whole step is then dealt with as `nonfinite=` says.
             gradient.mul_(torch.where(gradient_norm > limit, factor, torch.ones_like(factor)))
 
+    def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
+        if gradient.numel() == 0 or not self._takes(name, weight):
+            return torch.zeros((), dtype=torch.long, device=gradient.device)
+        limit = self.clipping * loss_scale * unit_norm(weight.detach()).clamp(min=self.eps)
+        return (unit_norm(gradient) > limit).sum()
+
+    def units(self, weight: Tensor) -> int:
+        return weight.shape[0] if weight.ndim > 1 else 1
+
     def _takes(self, name: str, parameter: Tensor) -> bool:
         if parameter.ndim <= 1 and not self.vectors:
             return False

@@ -58,6 +58,14 @@ class Policy:
             loss_scale: the factor that the gradients carry, one element; None for 1.
         """
 
+    def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
+        """How many units of a gradient `rewrite_` will change, where `rewrites_gradients`: 0-d, nothing waits."""
+        raise NotImplementedError
+
+    def units(self, weight: Tensor) -> int:
+        """How many units a parameter has to a policy that `rewrites_gradients`."""
+        raise NotImplementedError
+
     def decider(self, number: int) -> Policy:
         """The policy that the engine's report calls by that number."""
         return self

@@ -54,6 +54,13 @@ class Chain(Policy):
         for policy in self._rewriting:
             policy.rewrite_(parameters, names, loss_scale)
 
+    def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
+        """Of the first policy that rewrites gradients; what it leaves to the next is not known before."""
+        return self._rewriting[0].count_clipped(name, weight, gradient, loss_scale)
+
+    def units(self, weight: Tensor) -> int:
+        return self._rewriting[0].units(weight)
+
     def decider(self, number: int) -> Policy:
         return self._deciding[number]
 

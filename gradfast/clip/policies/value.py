@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradfast.clip.policies.base import Policy, PolicySettings, check_positive
+from gradfast.clip.reduction import local_tensor
 
 
 class Value(Policy):
@@ -36,7 +37,7 @@ class Value(Policy):
         return []
 
     def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if loss_scale is None or loss_scale.device.type == "cpu":
             scale = 1.0 if loss_scale is None else loss_scale.item()
             torch.ops.gradfast.clip_grad_value_(gradients, self.limit * scale)
@@ -44,3 +45,9 @@ class Value(Policy):
         for gradient in gradients:  # the scale is on the device, and stays there
             bound = self.limit * loss_scale.to(gradient.device)
             gradient.clamp_(-bound, bound)
+
+    def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
+        return (gradient.abs() > self.limit * loss_scale).sum()
+
+    def units(self, weight: Tensor) -> int:
+        return weight.numel()
