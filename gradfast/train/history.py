@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
 from gradfast.files import append_whole, atomic_write
+from gradfast.train.stopwatch import PHASES
 from gradfast.train.tally import COLUMNS, Tally
 from gradfast.train.tasks.task import Evaluation, Task
 
@@ -28,6 +30,7 @@ LAST_COLUMNS = (
     "clip_fraction",  # share of the steps that were scaled down
     "skipped_steps",  # for a NaN or infinite gradient, in this epoch
     "images_per_s",  # of training, evaluation left out
+    *(f"{phase}_share" for phase in PHASES),  # of the time of the steps: waiting for data, forward ...
     "seconds",  # training and evaluation
 )
 STEP_COLUMNS = ("epoch", "step", *COLUMNS)
@@ -50,6 +53,7 @@ def summary_row(epoch: int, tally: Tally, evaluation: Evaluation, seconds: float
         "clip_fraction": tally.clip_fraction(),
         "skipped_steps": tally.skipped_steps,
         "images_per_s": round(tally.images_per_second(), 2),
+        **{f"{phase}_share": round(tally.share(phase), 4) for phase in PHASES},
         "seconds": round(seconds, 2),
     }
 
@@ -71,6 +75,11 @@ def to_csv(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], heading: b
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def unknown_filled(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
+    """A row with nan in the columns that the run it is of did not know."""
+    return {name: row.get(name, math.nan) for name in columns}
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
@@ -110,10 +119,11 @@ class History:
         """Write both tables, with the first `epochs` epochs of the run in `source`."""
         steps: list[dict[str, Any]] = []
         if source is not None:
-            self.summary = [row for row in read_csv(source / SUMMARY) if row["epoch"] <= epochs]
+            rows = [row for row in read_csv(source / SUMMARY) if row["epoch"] <= epochs]
+            self.summary = [unknown_filled(row, self.columns) for row in rows]
             steps = [row for row in read_csv(source / STEPS) if row["epoch"] <= epochs]
         with atomic_write(self.folder / STEPS) as file:
-            file.write(to_csv(self.step_columns, steps).encode())
+            file.write(to_csv(self.step_columns, [unknown_filled(row, self.step_columns) for row in steps]).encode())
         self.write_summary()
 
     def write_summary(self) -> None:

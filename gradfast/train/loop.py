@@ -48,17 +48,22 @@ def train_epoch(
     seconds_before = tally.seconds
     start = time.perf_counter()
     done = 0
+    stopwatch = learner.stopwatch
+    stopwatch.begin()
     for number, group in enumerate(grouped(batches, accumulate)):
+        stopwatch.lap("data")
         for batch in group:
             on_bad(batch.bad)
         rate = schedule.apply(learner.optimizer, first_step + number) * learner.rate_factor
         result = learner.step(group)
         if result is not None:
-            tally.add(result.loss, result.grad_norm, result.clip_coef, rate, result.images, result.components)
+            measured = result.loss, result.grad_norm, result.clip_coef
+            tally.add(*measured, rate, result.images, result.components, stopwatch.take())
         tally.seconds = seconds_before + time.perf_counter() - start
         done += len(group)
         if after_step(done):
             break
+        stopwatch.lap("other")
     tally.seconds = seconds_before + time.perf_counter() - start
 
 

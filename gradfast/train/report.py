@@ -10,13 +10,16 @@ import torch
 
 from gradfast.train.clipping import describe_clipping
 from gradfast.train.config import TrainConfig
+from gradfast.train.data import usable_cores
 from gradfast.train.history import SUMMARY
 from gradfast.train.models import count_parameters
 from gradfast.train.progress import duration
 from gradfast.train.resume import Resumed
 from gradfast.train.step import Learner
+from gradfast.train.stopwatch import PHASES
 from gradfast.train.tasks.task import Task, TaskData
 
+WAITING = 0.25  # a share of the time above which images come too slowly
 NAMED_AT_MOST = 10  # bad files in the terminal; all of them are in skipped_images.txt
 
 
@@ -62,8 +65,31 @@ def describe_epoch(task: Task, row: Mapping[str, Any], epochs: int, late_bad: in
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.3f}  "
         f"held out: {task.describe_evaluation(row)}  norm {row['grad_norm']:.3g} (max {row['grad_norm_max']:.3g})  "
-        f"clipped {row['clip_fraction']:.0%}{skipped}{unreadable}  {row['images_per_s']:.0f} images/s  "
-        f"{row['seconds']:.0f} s"
+        f"clipped {row['clip_fraction']:.0%}{skipped}{unreadable}  {row['images_per_s']:.0f} images/s "
+        f"({describe_shares([row])})  {row['seconds']:.0f} s"
+    )
+
+
+def describe_shares(summary: Sequence[Mapping[str, Any]]) -> str:
+    """What each phase took of the time of the steps, over some epochs."""
+    total = sum(row["seconds"] for row in summary) or 1.0
+    shares = {phase: sum(row[f"{phase}_share"] * row["seconds"] for row in summary) / total for phase in PHASES}
+    return ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+
+
+def advise_loading(row: Mapping[str, Any], config: TrainConfig, workers: int) -> str | None:
+    """What to change where training waits for images; None where it does not."""
+    if not row["data_share"] > WAITING:
+        return None
+    ways = []
+    if workers < usable_cores():
+        ways.append(f"--workers {min(usable_cores(), max(2, 2 * workers))} (now {workers})")
+    if config.augment != "crop" and config.cache != "on":
+        ways.append("--cache on, where memory holds the decoded images")
+    ways.append(f"smaller files (the model sees {config.img_size} pixels)")
+    return (
+        f"advice     {row['data_share']:.0%} of the time went by waiting for images, so a faster device or step would "
+        f"change little; try {', or '.join(ways)}"
     )
 
 
@@ -80,6 +106,7 @@ def describe_result(
         [
             f"done       {len(summary)} epochs; {duration(seconds)}",
             *task.describe_result(summary, best, data),
+            f"time       {describe_shares(summary)} of the steps",
             f"results    {folder / SUMMARY}, curves.png, last.pt, best.pt",
         ]
     )

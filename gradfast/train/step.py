@@ -16,6 +16,7 @@ from gradfast.train.averaging import MovingAverage
 from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.optimizers import restore_optimizer
 from gradfast.train.place import Place
+from gradfast.train.stopwatch import Stopwatch
 from gradfast.train.tasks.task import AnyBatch, Objective
 
 
@@ -56,6 +57,9 @@ class Learner:
     guard: Guard | None = None
     refuse_nonfinite: bool = False
 
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.device)
+
     @property
     def device(self) -> torch.device:
         return self.place.device
@@ -90,10 +94,12 @@ class Learner:
         components: dict[str, Tensor] = {}
         for batch in batches:
             loss, parts = self.objective.losses(self.model, batch)
+            self.stopwatch.lap("forward")
             if self.refuse_nonfinite:
                 refuse(parts)  # a loss without parts: the optimiser names the layer instead
             loss = loss / len(batches)
             self.scaler.scale(loss).backward()
+            self.stopwatch.lap("backward")
             losses.append(loss.detach())
             for name, part in parts.items():
                 part = part.detach() / len(batches)
@@ -110,6 +116,7 @@ class Learner:
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
+        self.stopwatch.lap("step")
         images = sum(batch.size for batch in batches)
         return StepResult(loss, self.optimizer.grad_norm, self.optimizer.clip_coef, images, components)
 

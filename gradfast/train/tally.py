@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COLUMNS = ("loss", "grad_norm", "clip_coef", "lr", "images")
+from gradfast.train.stopwatch import Span, durations
+
+COLUMNS = ("loss", "grad_norm", "clip_coef", "lr", "images", "seconds")
 _ON_DEVICE = ("loss", "grad_norm", "clip_coef")
 
 
@@ -28,7 +30,9 @@ class Tally:
         self.columns: dict[str, list[float]] = {name: [] for name in (*COLUMNS, *components)}
         self.seconds = 0.0  # spent training, in this and in interrupted parts of the epoch
         self.skipped_steps = 0
+        self.phases: dict[str, float] = {}  # seconds of the epoch's steps by phase of the stopwatch
         self._waiting: list[Tensor] = []
+        self._spans: list[Sequence[Span]] = []
 
     def __len__(self) -> int:
         return len(self.columns["lr"])
@@ -46,11 +50,13 @@ class Tally:
         lr: float,
         images: int,
         components: Mapping[str, Tensor] | None = None,
+        spans: Sequence[Span] = (),
     ) -> None:
         """One step: its mean loss, norm before clipping and clip coefficient (0-d), its rate and number of images.
 
         Args:
             components: the parts of the loss (0-d) by the names given at the start.
+            spans: of the stopwatch, since the step before.
         """
         device = loss.device
         parts = [(components or {})[name] for name in self.components]
@@ -58,6 +64,7 @@ class Tally:
         self._waiting.append(torch.stack(row))  # a copy: the optimiser may reuse its tensors in the next step
         self.columns["lr"].append(lr)
         self.columns["images"].append(images)
+        self._spans.append(spans)
 
     def drain(self) -> None:
         if self._waiting:
@@ -65,6 +72,17 @@ class Tally:
                 for name, value in zip((*_ON_DEVICE, *self.components), row, strict=True):
                     self.columns[name].append(value)
             self._waiting.clear()
+        for spans in self._spans:  # whose end the device has passed, since it gave away what was enqueued after
+            seconds = durations(spans)
+            self.columns["seconds"].append(sum(seconds.values()))
+            for phase, value in seconds.items():
+                self.phases[phase] = self.phases.get(phase, 0.0) + value
+        self._spans.clear()
+
+    def share(self, phase: str) -> float:
+        """What a phase took of the time of the epoch's steps, 0 to 1."""
+        total = sum(self.phases.values())
+        return self.phases.get(phase, 0.0) / total if total > 0 else 0.0
 
     def images(self) -> int:
         return int(sum(self.columns["images"]))
@@ -103,10 +121,18 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         self.drain()
-        return {"columns": self.columns, "seconds": self.seconds, "skipped_steps": self.skipped_steps}
+        return {
+            "columns": self.columns,
+            "seconds": self.seconds,
+            "phases": self.phases,
+            "skipped_steps": self.skipped_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.columns = {name: list(state["columns"][name]) for name in (*COLUMNS, *self.components)}
+        known = {"seconds": [math.nan] * len(state["columns"]["lr"]), **state["columns"]}
+        self.columns = {name: list(known[name]) for name in (*COLUMNS, *self.components)}
+        self.phases = dict(state.get("phases", {}))
         self.seconds = state["seconds"]
         self.skipped_steps = state["skipped_steps"]
         self._waiting.clear()
+        self._spans.clear()

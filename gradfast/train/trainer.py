@@ -28,7 +28,7 @@ from gradfast.train.interrupt import StopRequest
 from gradfast.train.loop import evaluate, train_epoch
 from gradfast.train.output import check_output, make_output, run_name
 from gradfast.train.progress import Progress
-from gradfast.train.report import describe_epoch, describe_result, describe_setup
+from gradfast.train.report import advise_loading, describe_epoch, describe_result, describe_setup
 from gradfast.train.resume import Resumed
 from gradfast.train.schedule import build_schedule, count_drops
 from gradfast.train.settings import to_yaml
@@ -38,6 +38,7 @@ from gradfast.train.tally import Tally
 from gradfast.train.tasks.task import Evaluation, Task, TaskData
 from gradfast.version import __version__
 
+STEPS_TO_JUDGE = 10  # of an epoch, before its loader is called slow
 REDRAW_SECONDS = 30.0  # the curves are drawn anew after an epoch if they are older than this, and at the end
 
 
@@ -75,6 +76,7 @@ class Trainer:
         self.losses: list[float] = []  # on the held-out images, an epoch each
         self.stop = StopRequest()
         self.late_bad: set[str] = set()  # files found unreadable while training
+        self.advised = False  # of a loader that is too slow, once
         self._drawn = time.perf_counter()
         self._saved = (0, 0)  # epochs and batches of the last checkpoint
 
@@ -242,6 +244,11 @@ class Trainer:
         self.history.add(row, steps)
         self.save(is_best)
         self.progress.say(describe_epoch(self.task, row, self.config.epochs, len(self.late_bad), blame))
+        if not self.advised and len(steps) >= STEPS_TO_JUDGE:
+            advice = advise_loading(row, self.config, self.data.workers)
+            self.advised = advice is not None
+            if advice is not None:
+                self.progress.say(advice)
         if time.perf_counter() - self._drawn > REDRAW_SECONDS:
             self.draw()
 

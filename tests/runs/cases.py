@@ -37,7 +37,7 @@ def write_run(folder: Path, scores: Sequence[float], **settings: Any) -> Path:
     rows = [epoch_row(number, score) for number, score in enumerate(scores, start=1)]
     (folder / "summary.csv").write_text(to_csv(epoch_row(1, 0.0), rows))
     steps = [
-        (epoch, 2 * epoch - 1 + half, 1 / epoch, 4.0, 0.25, 0.01, 8)
+        (epoch, 2 * epoch - 1 + half, 1 / epoch, 4.0, 0.25, 0.01, 8, 1.5)
         for epoch in range(1, len(rows) + 1)
         for half in (0, 1)
     ]

@@ -54,6 +54,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def untimed(path: Path) -> list[dict[str, str]]:
     """The rows of a table without the columns that depend on the clock; text, so that equal means equal to the bit."""
     return [
-        {name: value for name, value in row.items() if name not in ("images_per_s", "seconds")}
+        {name: value for name, value in row.items() if not name.endswith(("images_per_s", "seconds", "_share"))}
         for row in read_rows(path)
     ]
