@@ -173,8 +173,7 @@ class Trainer:
         if 0 < len(self.tally) == self.tally.skipped_steps:
             raise UserError(
                 f"every step of epoch {number} was skipped for a NaN or infinite gradient{self.blame()}: training has "
-                "diverged; "
-                f"start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
+                f"diverged; start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
             )
         self.progress.evaluating()
         result = evaluate(self.learner, self.evaluation.epoch(0), self.note_bad, lambda: bool(self.stop))

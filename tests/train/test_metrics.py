@@ -113,3 +113,21 @@ def test_tally_survives_a_checkpoint() -> None:
     copy = Tally()
     copy.load_state_dict(tally.state_dict())
     assert copy.state_dict() == tally.state_dict() and copy.columns is not tally.columns
+
+
+def test_tally_keeps_the_parts_of_the_loss_and_names_the_bad_one() -> None:
+    tally = Tally(("classes", "boxes"))
+    for classes, boxes in ((1.0, 2.0), (3.0, math.nan)):
+        parts = {"boxes": torch.tensor(boxes), "classes": torch.tensor(classes)}
+        tally.add(torch.tensor(classes + boxes), torch.tensor(1.0), torch.tensor(1.0), 0.1, 4, parts)
+    tally.drain()
+    assert tally.columns["classes"] == [1.0, 3.0] and tally.loss("classes") == 2.0
+    assert tally.nonfinite_losses() == ["boxes"]
+    copy = Tally(("classes", "boxes"))
+    copy.load_state_dict(tally.state_dict())
+    assert copy.columns["classes"] == [1.0, 3.0] and copy.nonfinite_losses() == ["boxes"]
+
+
+def test_a_loss_without_parts_is_itself_the_bad_one() -> None:
+    assert tally_of([(1.0, 1.0, 1.0)]).nonfinite_losses() == []
+    assert tally_of([(math.inf, math.inf, 0.0)]).nonfinite_losses() == ["loss"]

@@ -125,7 +125,7 @@ class BoxMeter:
 
     def result(self) -> Evaluation:
         values = {PREFIX + name: value for name, value in self.coco.results().metrics.items()}
-        return Evaluation(values, 1.0 - values["eval_AP"], self.illustrate)
+        return Evaluation(values, 1.0 - values["eval_AP"], self.illustrate if self.pictured else None)
 
     def illustrate(self, folder: Path) -> None:
         """Draw the first held-out images, what is in them and what was found."""
