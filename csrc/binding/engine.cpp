@@ -19,8 +19,9 @@ namespace {
 
 namespace py = pybind11;
 
-// A step of this many elements is over before another thread could use the Python lock.
-constexpr std::int64_t kBriefElements = 32 * 1024;
+// A step of this many elements takes some 100 us, and is over before another thread could use the Python lock, for
+// which that asks after 5 ms. Giving it away would mean holding a reference to every gradient.
+constexpr std::int64_t kBriefElements = 256 * 1024;
 
 std::int64_t elements_of(const Problem& problem) {
   std::int64_t elements = 0;
@@ -129,6 +130,7 @@ Engine::Part& Engine::part_on(at::Device device) {
 void Engine::fill_slots(const StepSettings& settings) {
   for (Part& part : parts_) {
     part.previous.swap(part.problem.slots);
+    part.previous_layouts.swap(part.problem.layouts);
     part.problem.slots.clear();
     part.problem.layouts.clear();
     part.members.clear();
@@ -186,7 +188,7 @@ void Engine::apply(const StepSettings& settings) {
 bool Engine::changed(Part& part) const {
   std::vector<int> rules;
   for (const Group& group : groups_.groups()) rules.push_back(group.rule);
-  const bool differs = rules != part.previous_rules || !part.problem.layouts.empty() ||
+  const bool differs = rules != part.previous_rules || part.problem.layouts != part.previous_layouts ||
                        !std::equal(part.problem.slots.begin(), part.problem.slots.end(), part.previous.begin(),
                                    part.previous.end(), same_structure);
   part.previous_rules = std::move(rules);

@@ -66,6 +66,7 @@ class Engine {
     bool changed = false;  // since the last run, in a way that makes a new plan
     bool brief = false;    // over before another thread could use the Python lock
     std::vector<Slot> previous;
+    std::vector<Layout> previous_layouts;
     std::vector<int> previous_rules;
     std::vector<int> members;                               // index of the member in each slot
     at::Tensor loss_scale, found_infinite;                  // on this device, kept alive for the step

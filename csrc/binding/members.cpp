@@ -94,6 +94,7 @@ at::Tensor Members::take_parts(Member* member, const at::Tensor& gradient, bool*
 // none any more, or is no longer of the kind that its states were made for.
 bool Members::take_gradients() {
   bool differs = false;
+  holds_gradients_ = true;
   for (Member& member : members_) {
     const at::Tensor& whole = member.whole.grad();
     const bool active = whole.defined();
@@ -164,6 +165,7 @@ bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings
     step = member.updates;
   }
   if (!counts_for(parameter, step)) return false;
+  member.slot = nullptr;  // it is of the arrays before
   member.arrays = {has_master ? states.back() : parameter, member.arrays[kGradient]};
   member.arrays.insert(member.arrays.end(), states.begin(), states.begin() + static_cast<std::ptrdiff_t>(rule_states));
   if (has_master) member.arrays.push_back(parameter);

@@ -11,6 +11,7 @@
 #include "binding/array_kind.h"
 #include "binding/param_groups.h"
 #include "binding/state_view.h"
+#include "binding/watch.h"
 #include "plan/problem.h"
 
 namespace gradfast {
@@ -37,6 +38,7 @@ struct Member {  // one parameter
   Slot* slot = nullptr;
   std::int64_t elements = 0;
   ArrayKind kinds[kMaxArrays], step_kind;
+  Watch watches[kMaxArrays], step_watch;  // not of parameter and gradient, which are looked at more closely
 };
 
 class Members {
@@ -49,7 +51,8 @@ class Members {
   std::vector<int> bind(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
 
   // The same in nanoseconds a parameter, where nothing but addresses has changed since the last bind(): writes those
-  // into the members' slots. Returns false where bind() has to look.
+  // into the members' slots, and tells autograd that the tensors are being written. Returns false where bind() has to
+  // look.
   bool refresh(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
 
   // The engine has made this slot of a member, and keeps it in place until the next bind().
@@ -58,7 +61,8 @@ class Members {
   // Keeps this step's gradients alive, for when the Python lock is given away or the step has a second half.
   void hold_gradients();
 
-  // After a step: tells autograd what was written, and lets go of the gradients, which are not ours to keep alive.
+  // After a step: tells autograd what was written, where refresh() has not, and lets go of the gradients, which are not
+  // ours to keep alive.
   void finish_step();
 
   // The caller has just made the states of these parameters: their next update is their first.
@@ -74,7 +78,7 @@ class Members {
 
  private:
   bool same_rules(const std::vector<GroupSettings>& groups) const;
-  bool refresh_member(Member& member, const at::Tensor& gradient);
+  static bool refresh_member(Member& member, const at::Tensor& gradient);
   bool take_gradients();
   static at::Tensor take_parts(Member* member, const at::Tensor& gradient, bool* differs);
   std::vector<int> bind_states(const pybind11::dict& state, const std::vector<GroupSettings>& groups);
@@ -83,6 +87,8 @@ class Members {
   std::vector<Member> members_;
   std::vector<std::string> bound_rules_;
   StateView state_view_;
+  bool refreshed_ = false;        // the step under way is one of the steady state
+  bool holds_gradients_ = false;  // of the step under way, or of one that was broken off
 };
 
 }  // namespace gradfast

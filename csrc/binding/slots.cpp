@@ -30,7 +30,7 @@ bool dtype_of(const at::Tensor& tensor, DType* dtype) {
 }
 
 Format format_of(const at::Tensor& tensor, bool by_chance) {
-  switch (tensor.scalar_type()) {
+  switch (c10::toRealValueType(tensor.scalar_type())) {
     case at::kHalf:
       return by_chance ? Format::float16_by_chance : Format::float16;
     case at::kBFloat16:
@@ -42,7 +42,7 @@ Format format_of(const at::Tensor& tensor, bool by_chance) {
 
 // The formats of a slot's arrays. True if the slot is mixed.
 bool find_formats(at::TensorList arrays, const Precision& precision, Formats* formats) {
-  const at::ScalarType dtype = arrays.front().scalar_type();
+  const at::ScalarType dtype = c10::toRealValueType(arrays.front().scalar_type());
   if (dtype != at::kFloat && !is_narrow(dtype)) return false;
   bool mixed = precision.has_master;
   formats->has_copy = precision.has_master;
@@ -50,8 +50,8 @@ bool find_formats(at::TensorList arrays, const Precision& precision, Formats* fo
     const bool is_copy = precision.has_master && a + 1 == arrays.size();
     const bool by_chance =
         a == kParameter ? precision.parameter_by_chance : a != kGradient && !is_copy && precision.states_by_chance;
-    formats->array[a] = format_of(arrays[a], by_chance);
-    mixed |= arrays[a].scalar_type() != dtype || is_by_chance(formats->array[a]);
+    formats->array[a] = format_of(arrays[a], by_chance && !arrays[a].is_complex());
+    mixed |= c10::toRealValueType(arrays[a].scalar_type()) != dtype || is_by_chance(formats->array[a]);
   }
   return mixed;
 }

@@ -110,7 +110,11 @@ template <class Rule>
 UpdateFunctions functions_of(DType dtype) {
   return with_dtype(dtype, [](auto element) {
     using T = decltype(element);
-    return UpdateFunctions{&prepare<Rule, T>, best_of<UpdateLoop<Rule, T>>(), kFirstState + Rule::kStates};
+    if constexpr (std::is_same_v<T, Half>) {
+      return UpdateFunctions{};  // stepped in blocks of fp32
+    } else {
+      return UpdateFunctions{&prepare<Rule, T>, best_of<UpdateLoop<Rule, T>>(), kFirstState + Rule::kStates};
+    }
   });
 }
 

@@ -26,6 +26,7 @@ struct UpdateFunctions {
   bool operator==(const UpdateFunctions& other) const { return update == other.update; }
 };
 
+// Not for fp16: see mixed.h.
 UpdateFunctions update_functions(int rule, DType dtype);
 
 // Number of bytes of an element.

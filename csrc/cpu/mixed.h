@@ -1,7 +1,7 @@
 // Chunks of tensors whose arrays have different formats (fp32 masters and states beside 16-bit parameters and
-// gradients), or are rounded by chance: widened to fp32 a block at a time, through the same loops as everything else,
-// and rounded back. The blocks stay in the first-level cache, so memory sees each array once, in its own format: a bf16
-// parameter with an fp32 master and AdamW's two fp32 states moves 30 bytes, norm included.
+// gradients), or are rounded by chance, or are fp16: widened to fp32 a block at a time, through the same loops as
+// everything else, and rounded back. The blocks stay in the first-level cache, so memory sees each array once, in its
+// own format: a bf16 parameter with an fp32 master and AdamW's two fp32 states moves 30 bytes, norm included.
 #pragma once
 
 #include "cpu/kernels.h"

@@ -15,13 +15,29 @@ namespace {
 // 512 KB of fp32 gradients: small enough to share out evenly, and long enough for the streams in it to get going.
 constexpr std::int64_t kChunkElements = 128 * 1024;
 
+// Small tensors are handed out by so many elements: some 10 us of work.
+constexpr std::int64_t kTaskElements = 16 * 1024;
+
 // Below this a second thread costs more than it brings.
 constexpr std::int64_t kSerialElements = 32 * 1024;
+
+// True for tensors that are widened to fp32 a block at a time: those of mixed formats, and fp16, which a machine widens
+// and rounds by instructions that compilers do not find in a loop over single elements.
+bool goes_in_blocks(const Slot& slot) { return slot.mixed || slot.dtype == DType::float16; }
 
 ClipDecision decide(const Problem& problem, double sum) {
   const double loss_scale = problem.loss_scale == nullptr ? 1.0 : *problem.loss_scale;
   const bool found_infinite = problem.found_infinite != nullptr && *problem.found_infinite != 0;
   return gradfast::decide(problem.clip, gradfast::finish(problem.norm, sum), loss_scale, found_infinite);
+}
+
+// Small tensors lie anywhere: those of a task are fetched into the cache so many chunks ahead of their turn.
+constexpr int kAhead = 4;
+
+void prefetch(const void* array, const Chunk& chunk, int bytes) {
+  const std::byte* first = static_cast<const std::byte*>(array) + chunk.offset * bytes;
+  __builtin_prefetch(first);
+  __builtin_prefetch(first + 64);
 }
 
 }  // namespace
@@ -90,10 +106,10 @@ void Stepper::prepare(const Problem& problem) {
   for (const Slot& slot : problem.slots) {
     sizes.push_back(slot.elements);
     const int rule = problem.groups[slot.group].rule;
-    const DType arithmetic = slot.mixed ? DType::float32 : slot.dtype;
+    const DType arithmetic = goes_in_blocks(slot) ? DType::float32 : slot.dtype;
     work_.push_back({nullptr, rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic), size_of(slot.dtype)});
   }
-  plan_ = make_plan(sizes, kChunkElements);
+  plan_ = make_plan(sizes, kChunkElements, kTaskElements);
   chunk_sums_.assign(plan_.chunks.size(), 0.0);
   tensor_sums_.assign(problem.slots.size(), 0.0);
 }
@@ -107,6 +123,10 @@ void Stepper::choose_norm(const Problem& problem) {
 
 void Stepper::measure_task(const Problem& problem, const Task& task) {
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
+    if (c + kAhead < task.last_chunk) {
+      const Chunk& next = plan_.chunks[c + kAhead];
+      prefetch(problem.slots[next.tensor].arrays[kGradient], next, work_[next.tensor].bytes);
+    }
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
     const Work& work = work_[chunk.tensor];
@@ -124,6 +144,14 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
   const bool by_tensor = differs_by_tensor(problem);
   const Slot* prepared = nullptr;  // the constants are those of this slot: neighbours mostly share them
   for (int c = task.first_chunk; c < task.last_chunk; ++c) {
+    if (c + kAhead < task.last_chunk) {
+      const Chunk& next = plan_.chunks[c + kAhead];
+      const Slot& slot = problem.slots[next.tensor];
+      for (int a = 0; a < work_[next.tensor].update.arrays; ++a) {
+        prefetch(slot.arrays[a], next, work_[next.tensor].bytes);
+      }
+      __builtin_prefetch(slot.step);
+    }
     const Chunk& chunk = plan_.chunks[c];
     const Slot& slot = problem.slots[chunk.tensor];
     const UpdateFunctions& functions = work_[chunk.tensor].update;
@@ -139,7 +167,7 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
       prepared = &slot;
     }
     const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
-    if (slot.mixed) {
+    if (goes_in_blocks(slot)) {
       update_mixed(slot, layout, chunk, functions, constants, problem.rounding_seed);
     } else if (layout == nullptr) {
       Span span{{}, chunk.length};

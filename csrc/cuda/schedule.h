@@ -52,7 +52,7 @@ inline Schedule make_schedule(const Problem& problem) {
   std::vector<std::int64_t> sizes;
   for (const std::int32_t slot : schedule.slots) sizes.push_back(problem.slots[slot].elements);
   const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
-  const Plan plan = make_plan(sizes, chunk_elements(elements));
+  const Plan plan = make_plan(sizes, chunk_elements(elements), elements);
   const auto tensors = static_cast<std::int32_t>(sizes.size());
   schedule.first_chunks.assign(tensors + 1, 0);
   for (const Chunk& chunk : plan.chunks) {

@@ -30,8 +30,8 @@ struct Plan {
 };
 
 // Cuts tensors of `sizes[i]` elements into chunks of at most `chunk_elements` and bins neighbouring chunks into tasks
-// of at least that many elements (but for the last). Empty tensors get no chunk.
-inline Plan make_plan(const std::vector<std::int64_t>& sizes, std::int64_t chunk_elements) {
+// of at least `task_elements` (but for the last). Empty tensors get no chunk.
+inline Plan make_plan(const std::vector<std::int64_t>& sizes, std::int64_t chunk_elements, std::int64_t task_elements) {
   Plan plan;
   std::int64_t binned = 0;
   std::int32_t first_chunk = 0;
@@ -47,7 +47,7 @@ inline Plan make_plan(const std::vector<std::int64_t>& sizes, std::int64_t chunk
       plan.chunks.push_back({static_cast<std::int32_t>(tensor), static_cast<std::int32_t>(length), offset});
       plan.elements += length;
       binned += length;
-      if (binned >= chunk_elements) close_task();
+      if (binned >= task_elements) close_task();
     }
   }
   close_task();

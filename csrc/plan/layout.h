@@ -24,6 +24,8 @@ struct Layout {
   std::int64_t sizes[kMaxDimensions] = {};                // outermost first
   std::int64_t strides[kMaxArrays][kMaxDimensions] = {};  // in elements
 
+  bool operator==(const Layout&) const = default;
+
   // Position of element `index` in array `array`, in elements from its first.
   GF_HOST_DEVICE std::int64_t offset(std::int64_t index, int array) const {
     std::int64_t position = 0;

@@ -88,6 +88,29 @@ def shrink_state_data_and_fill_it_again(pair):
             value.copy_(kept)
 
 
+def change_state_in_place(pair):
+    for optimizer, parameters in both(pair):
+        for value in optimizer.state[parameters[0]].values():
+            value.mul_(2)
+
+
+def transpose_state_in_place(pair):
+    for optimizer, parameters in both(pair):
+        for value in optimizer.state[parameters[0]].values():
+            if value.dim() == 2:
+                kept = value.clone()
+                value.as_strided_(value.shape, (1, value.shape[0])).copy_(kept)  # in the same memory
+
+
+def share_state_until_it_is_written(pair):
+    pair.shared = [(torch._lazy_clone(value), value.clone()) for value in pair.fast.state[pair.ours[0]].values()]
+
+
+def add_to_state(pair):
+    for optimizer, parameters in both(pair):
+        optimizer.state[parameters[1]]["note"] = "a tool's own"
+
+
 def swap_parameter_data(pair):
     for _, parameters in both(pair):
         parameters[0].data = torch.ones(4, 3, dtype=torch.float64)
@@ -128,6 +151,10 @@ CHANGES = [
     exchange_state_tensors,
     swap_state_data,
     shrink_state_data_and_fill_it_again,
+    change_state_in_place,
+    transpose_state_in_place,
+    share_state_until_it_is_written,
+    add_to_state,
     swap_parameter_data,
     transpose_parameter_data,
     drop_gradient,
@@ -144,6 +171,8 @@ def test_a_change_between_steps_is_noticed(pair, change):
     for _ in range(2):
         pair.step()
     pair.check()
+    for shared, before in getattr(pair, "shared", ()):
+        assert torch.equal(shared, before)
 
 
 def test_a_learning_rate_tensor_changed_in_place_is_noticed():
