@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +72,55 @@ def test_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if is_whole(example):
         monkeypatch.chdir(tmp_path)
         exec(code, {"__name__": "__main__"})
+
+
+def shown() -> list[Any]:
+    """Whole examples that a block without a language follows: what the document says that they print."""
+    found = []
+    for document in DOCUMENTS:
+        blocks = FENCE.findall(document.read_text())
+        for (language, example), (after, output) in pairwise(blocks):
+            if language == "python" and is_whole(example) and after == "":
+                found.append(pytest.param(example, output, id=str(document.relative_to(ROOT))))
+    return found
+
+
+@pytest.mark.parametrize(("example", "output"), shown())
+def test_examples_print_what_is_shown(example: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Word by word, but for spaces, and for the last digits of numbers, which are another processor's."""
+    if ".show()" in example:
+        pytest.importorskip("rich")
+    exec(compile(example, "example", "exec"), {"__name__": "__main__"})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    left_out = False
+    for line in map(str.split, output.splitlines()):
+        if line == ["..."]:
+            left_out = True
+            continue
+        while left_out and printed and not alike(printed[0], line):
+            printed.pop(0)
+        left_out = False
+        assert printed and alike(printed[0], line), f"shown: {' '.join(line)}; printed: {printed[:1]}"
+        printed.pop(0)
+    assert left_out or not any(printed)
+
+
+def alike(printed: list[str], shown: list[str]) -> bool:
+    def number(word: str) -> float | None:
+        try:
+            return float(word.strip(",;:()"))
+        except ValueError:
+            return None
+
+    def same(one: str, other: str) -> bool:
+        a, b = number(one), number(other)
+        return one == other if a is None or b is None else a == pytest.approx(b, rel=0.05)
+
+    return len(printed) == len(shown) and all(map(same, printed, shown))
+
+
+def test_some_output_is_shown() -> None:
+    assert len(shown()) >= 1
 
 
 def test_some_examples_are_whole() -> None:

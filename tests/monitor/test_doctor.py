@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def words(model: nn.Module) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("name", "lr"), [("resnet18", 0.1), ("resnet50", 0.05), ("mobilenet_v3_small", 0.05), ("vit_b_16", 0.01)]
+    ("name", "lr"),
+    [("resnet18", 0.1), ("resnet50", 0.05), ("mobilenet_v3_small", 0.05), ("densenet121", 0.01), ("vit_b_16", 0.01)],
 )
 def test_no_false_alarm_on_torchvision(name: str, lr: float) -> None:
     torchvision = pytest.importorskip("torchvision")
@@ -339,6 +341,32 @@ def test_a_model_that_returns_its_loss() -> None:
     assert gradfast.diagnose(Own(), {"inputs": torch.randn(4, 8), "labels": torch.randint(2, (4,))}).ok
     with pytest.raises(ValueError, match="loss_fn"):
         gradfast.diagnose(nn.Linear(2, 2), (torch.randn(2, 2), None))
+
+
+def test_a_batch_of_inputs_alone() -> None:
+    """An autoencoder, whose loss takes both, and a loss of the output alone, with and without targets."""
+    model, x = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 8)), torch.randn(32, 8)
+    for batch, loss_fn in (
+        (x, F.mse_loss),
+        (x, lambda output: output.square().mean()),
+        ((x, torch.zeros(32)), lambda output: output.square().mean()),
+    ):
+        diagnosis = gradfast.diagnose(model, batch, loss_fn)
+        assert_healthy(diagnosis)
+        assert math.isfinite(diagnosis.measurement.loss) and diagnosis.rate is not None
+
+
+def test_a_loss_that_cannot_be_called_or_is_none_is_named() -> None:
+    model, x = nn.Linear(8, 4), torch.randn(32, 8)
+    with pytest.raises(ValueError, match=r"loss_fn has to take \(output, targets\).*'three' takes \(a, b, c\)"):
+
+        def three(a, b, c): ...  # type: ignore[no-untyped-def]
+
+        gradfast.diagnose(model, x, three)
+    with pytest.raises(ValueError, match=r"returned a tensor of shape \(32, 4\)"):
+        gradfast.diagnose(model, (x, torch.zeros(32, 4)), nn.MSELoss(reduction="none"))
+    with pytest.raises(ValueError, match="returned a float"):
+        gradfast.diagnose(model, x, lambda output: output.sum().item())
 
 
 def test_a_later_batch_can_be_the_bad_one() -> None:

@@ -93,16 +93,16 @@ def diagnose(
     docs/doctor.md lists what is looked for, and the thresholds.
 
     Args:
-        batch: (inputs, targets); inputs may be a tensor, or a tuple or dict of arguments. Or one dict, for models that
-            return their loss.
-        loss_fn: takes (output, targets), returns a 0-d tensor. None takes `output.loss`, or the sum of a dict of
-            losses.
+        batch: (inputs, targets); inputs may be a tensor, or a tuple or dict of arguments. Or inputs alone, a tensor or
+            a dict, which are then the targets, too: for models that return their loss, and for autoencoders.
+        loss_fn: takes (output, targets) or the output alone, returns a tensor of one element. None takes
+            `output.loss`, or the sum of a dict of losses.
         lr: check this learning rate, as of plain gradient descent.
         optimizer: take the rate, the kind of update (sgd, or Adam's signs) and `max_norm` from it.
         more: further batches, run once each, for what the first does not show; the measurement is the first's.
 
     Raises:
-        ValueError: no loss_fn, and the model returns no loss.
+        ValueError: no loss_fn, and the model returns no loss; or one that takes or returns something else.
     """
     structure = read_structure(model)
     found, findings = _examine(model, batch, loss_fn, structure)
@@ -135,6 +135,6 @@ def _examine(
     for check in _SIGNAL:
         if not broken or check in (signal.forward, signal.no_gradient):
             findings += check(found, structure)
-    findings += scale.loss_scale(found, batch)
+    findings += scale.loss_scale(found, batch, loss_fn)
     findings += scale.weights(model, found, structure)
     return found, findings

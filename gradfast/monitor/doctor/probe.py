@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -101,13 +102,37 @@ def compute_loss(model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor] | 
     inputs, targets = split_batch(batch)
     output = call(model, inputs)
     if loss_fn is not None:
-        return output, loss_fn(output, targets)
+        return output, _call_loss(loss_fn, output, targets)
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(output, Mapping) and loss is None:  # torchvision's detectors return their losses by name
         loss = sum(value for value in output.values() if isinstance(value, Tensor) and value.ndim == 0)
     if not isinstance(loss, Tensor):
         raise ValueError("without loss_fn the model has to return its loss, as output.loss or output['loss']")
     return output, loss
+
+
+def _call_loss(loss_fn: Callable[..., Tensor], output: Any, targets: Any) -> Tensor:
+    """loss_fn(output, targets), or loss_fn(output) where it takes no more."""
+    given = (output, targets) if takes(loss_fn, 2) else (output,)
+    if not takes(loss_fn, len(given)):
+        name, found = getattr(loss_fn, "__name__", loss_fn), inspect.signature(loss_fn)
+        raise ValueError(f"loss_fn has to take (output, targets), or the output alone; {name!r} takes {found}")
+    loss = loss_fn(*given)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(f"loss_fn has to return one number, a tensor of one element; it returned {found}")
+    return loss
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many positional arguments; True where nobody can tell."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # of some functions written in C no signature is known
+        return True
+    return True
 
 
 def measure(model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor] | None) -> Measurement:

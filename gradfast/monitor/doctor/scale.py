@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradfast.monitor.doctor.finding import ERROR, WARNING, Finding, some
-from gradfast.monitor.doctor.probe import Measurement, first_tensor, split_batch
+from gradfast.monitor.doctor.probe import Measurement, first_tensor, split_batch, takes
 from gradfast.nn.graph import Structure
 from gradfast.nn.layers import is_layer
 
@@ -46,9 +46,9 @@ def inputs(batch: Any) -> Iterator[Finding]:
         )
 
 
-def loss_scale(found: Measurement, batch: Any) -> Iterator[Finding]:
+def loss_scale(found: Measurement, batch: Any, loss_fn: Callable[..., Tensor] | None) -> Iterator[Finding]:
     """The loss against the mean cross-entropy where this is classification, else by its gradient."""
-    targets = split_batch(batch)[1]
+    targets = split_batch(batch)[1] if loss_fn is None or takes(loss_fn, 2) else None
     output = found.output
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor) or not math.isfinite(found.loss):
         return
