@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def run(settings: dict[str, Any]) -> int:
         if resumed:
             check_same_run(resumed, config, data)
         with deterministic(config.deterministic):
-            learner = build_learner(task, config, data, device)
+            # A resumed run has its weights from the checkpoint: those that it began with may be gone.
+            begin = dataclasses.replace(config, weights=None) if resumed else config
+            learner = build_learner(task, begin, data, device)
             if config.lr_find:
                 return find_rate(config, data, learner, output, progress, claims, settings)
             return Trainer(task, config, data, learner, progress, claims).go(output, resumed)

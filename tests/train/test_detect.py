@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import warnings
@@ -232,6 +233,24 @@ def test_no_box_at_all(tmp_path: Path, in_tmp: Path, refused: Refused) -> None:
     write_scenes(data / "train", 3, seed=1, empty=0)
     write_scenes(data / "val", 3, seed=2, empty=3)
     refused(detect_arguments(data), r"none of the 3 held-out images has a box; add some")
+
+
+def test_bad_boxes_and_images_are_named_and_skipped(
+    tmp_path: Path, in_tmp: Path, slim: None, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    data = write_scenes(tmp_path / "shapes", 10)
+    (data / "003.png").write_bytes(b"spoiled")
+    content = json.loads((data / "annotations.json").read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    (data / "annotations.json").write_text(json.dumps(content))
+    command = detect_arguments(data, "--epochs", 1, "--output", "run")
+    refused([*command, "--strict"], r"--strict: .*annotations\.json.* cannot be used")
+    assert not Path("run").exists()
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert f"skipped {data / '003.png'}: not an image" in out and "; 2 files skipped" in out
+    assert "7 training + 2 held-out images" in out
+    assert len(Path("run/skipped_images.txt").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("how", ["raise", "skip"])

@@ -182,6 +182,16 @@ def test_a_run_without_clipping_goes_on(photos: Path, in_tmp: Path) -> None:
     assert_same_run(Path("run"), Path("straight"))
 
 
+def test_first_weights_are_not_needed_again(whole: Path, photos: Path, in_tmp: Path) -> None:
+    shutil.copy(whole / "best.pt", "first.pt")
+    flags = ("--weights", "first.pt", "--sched", "constant")
+    assert main(arguments(photos, "--epochs", 1, *flags, "--output", "run")) == 0
+    assert main(arguments(photos, "--epochs", 2, *flags, "--output", "straight")) == 0
+    Path("first.pt").unlink()
+    assert main(["train", "--resume", "run", "--epochs", "2"]) == 0
+    assert_same_run(Path("run"), Path("straight"))
+
+
 def test_resumed_into_another_folder(whole: Path, in_tmp: Path) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     assert main(["train", "--resume", str(whole), "--epochs", "5", "--output", "longer"]) == 0
