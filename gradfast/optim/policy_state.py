@@ -42,12 +42,18 @@ class PolicyState:
         settings.policies, settings.policy_state = self.chain, self.values
 
     def state_dict(self) -> dict[str, Any]:
-        return {"policy": repr(self.policy), "values": self.values}
+        return {"policy": repr(self.policy), "values": self.values.clone()}
 
     def load_state_dict(self, saved: dict[str, Any] | None) -> None:
         """Take over what was saved; begin anew where nothing was, or by another policy."""
         self.values = torch.zeros_like(self.values)
         if saved is None:
+            if len(self.values):
+                _log.warning(
+                    "%r begins anew: what is loaded says nothing of clip policies. torch.distributed.checkpoint's "
+                    "helpers leave their state out: docs/clipping.md says how it is saved beside",
+                    self.policy,
+                )
             return
         if saved["policy"] != repr(self.policy) or saved["values"].numel() != self.values.numel():
             _log.warning("%r begins anew: the checkpoint holds the state of %s", self.policy, saved["policy"])

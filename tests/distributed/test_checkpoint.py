@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import gradfast
+from gradfast import clip
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
@@ -131,3 +133,43 @@ def test_full_state_goes_to_one_process() -> None:
     set_optimizer_state_dict(again, resumed, optimizer_states, options=full)
     train(again, resumed, slice(2, 4))
     assert_same_parameters(again, expected)
+
+
+CLIPS = {"of the norm": clip.Chain(clip.AutoClip(50, 4), clip.ZClip(warmup=2)), "AdaGC": clip.AdaGC(warmup=1, beta=0.5)}
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("name", CLIPS)
+def test_clip_policies_go_on_as_the_docs_say(name: str) -> None:
+    """A run that is resumed half way ends as the one that was not; without the state, it says that it begins anew."""
+
+    def fresh() -> tuple[nn.Module, gradfast.SGD]:
+        module = model()
+        fully_shard(module, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+        return module, gradfast.SGD(module.parameters(), lr=0.1, momentum=0.9, clip=CLIPS[name])
+
+    whole_run, optimizer = fresh()
+    train(whole_run, optimizer, slice(4))
+    expected = {key: whole(p) for key, p in whole_run.named_parameters()}
+
+    module, optimizer = fresh()
+    train(module, optimizer, slice(2))
+    path = shared_folder() / "checkpoint"
+    weights, states = get_state_dict(module, optimizer)
+    clip_state = optimizer.state_dict()["clip_state"]
+    dcp.save({"model": weights, "optimizer": states, "clip": clip_state}, checkpoint_id=path)
+
+    module, optimizer = fresh()
+    weights, states = get_state_dict(module, optimizer)
+    clip_state = optimizer.state_dict()["clip_state"]
+    dcp.load({"model": weights, "optimizer": states, "clip": clip_state}, checkpoint_id=path)
+    said: list[str] = []
+    log = logging.getLogger("gradfast")
+    log.addFilter(lambda record: said.append(record.getMessage()) is None)
+    set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=states)
+    log.filters.clear()
+    assert any("begins anew: what is loaded says nothing of clip policies" in line for line in said), said
+    assert not optimizer.state_dict()["clip_state"]["values"].any()
+    optimizer.load_state_dict({**optimizer.state_dict(), "clip_state": clip_state})
+    train(module, optimizer, slice(2, 4))
+    assert_same_parameters(module, expected)
