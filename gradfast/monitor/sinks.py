@@ -5,6 +5,7 @@ Of several ranks the first one writes, and a sink of another does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -33,6 +34,9 @@ class Sink:
 
     def event(self, event: Event) -> None:
         """Something out of the ordinary."""
+
+    def flush(self) -> None:
+        """Write what has come so far to where a crash does not reach it."""
 
     def close(self) -> None:
         """No more will come."""
@@ -81,12 +85,20 @@ class JSONL(Sink):
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self._file = _open(path if path.suffix in (".jsonl", ".json") else path / RECORD, "a")
+        self.path = path if path.suffix in (".jsonl", ".json") else path / RECORD
+        self._file = _open(self.path, "a")
 
     def put(self, content: Mapping[str, Any]) -> None:
-        """One object of any content."""
-        self._file.write(json.dumps(_plain(content)) + "\n")
-        self._file.flush()
+        """One object of any content.
+
+        Raises:
+            UserError: the system would not write.
+        """
+        try:
+            self._file.write(json.dumps(_plain(content)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_failure(self.path, error) from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self.put({"step": step, **metrics})
@@ -98,7 +110,8 @@ class JSONL(Sink):
         self.put({"event": event.to_dict()})
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, and was told of
+            self._file.close()
 
 
 def _plain(value: Any) -> Any:
@@ -112,15 +125,18 @@ def _plain(value: Any) -> Any:
 class TensorBoard(Sink):
     """Scalars under the metrics' names, events as text.
 
+    Args:
+        purge_step: in a folder that has events already, hide those of this step and later: they will come again.
+
     Raises:
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, purge_step: int | None = None) -> None:
         require("tensorboard", "monitor", "the TensorBoard sink")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder)) if on_first_rank() else None
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step) if on_first_rank() else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -128,6 +144,10 @@ class TensorBoard(Sink):
 
     def event(self, event: Event) -> None:
         self._writer.add_text("events", event.message, event.step)
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:

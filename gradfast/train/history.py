@@ -58,12 +58,12 @@ def summary_row(epoch: int, tally: Tally, evaluation: Evaluation, seconds: float
     }
 
 
-def step_rows(epoch: int, first_step: int, tally: Tally) -> list[dict[str, Any]]:
-    """The rows of an epoch's steps; epochs and steps count from 1."""
-    rows = zip(*tally.columns.values(), strict=True)
+def step_rows(epoch: int, first_step: int, tally: Tally, start: int = 0) -> list[dict[str, Any]]:
+    """The rows of an epoch's steps from the one of index `start` on; epochs and steps count from 1."""
+    rows = zip(*(column[start:] for column in tally.columns.values()), strict=True)
     return [
         {"epoch": epoch, "step": first_step + number, **dict(zip(tally.columns, row, strict=True))}
-        for number, row in enumerate(rows)
+        for number, row in enumerate(rows, start=start)
     ]
 
 

@@ -76,3 +76,16 @@ def epochs_or_all(value: str) -> int | str:
         return natural(value)
     except ValueError:
         raise ValueError(f"expected a number of epochs or all, got {value!r}") from None
+
+
+def some_of(*choices: str) -> Callable[[str], str]:
+    """Names between commas; the first of `choices` is always among them, and the order is theirs."""
+
+    def parse(value: str) -> str:
+        wanted = [word.strip() for word in value.split(",") if word.strip() not in ("", "off", "none")]
+        unknown = [word for word in wanted if word not in choices]
+        if unknown:
+            raise ValueError(f"expected {', '.join(choices)} with commas between, got {unknown[0]!r}")
+        return ",".join(choice for choice in choices if choice == choices[0] or choice in wanted)
+
+    return parse

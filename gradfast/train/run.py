@@ -18,6 +18,7 @@ from gradfast.train.curves import CURVES, draw_curves
 from gradfast.train.determinism import deterministic
 from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.history import STEPS, SUMMARY, read_csv
+from gradfast.train.logs import require_loggers
 from gradfast.train.lr_find import find_rate
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
@@ -52,6 +53,7 @@ def run(settings: dict[str, Any]) -> int:
             finish_folder(resumed.path, config)
             progress.say(f"{resumed.path} has all of its {config.epochs} epochs; --epochs with more continues it")
             return 0
+        require_loggers(config)
         device = choose_device(config.device)
         task = find_task(config.task)
         data = task.build_data(config, progress.say)

@@ -17,6 +17,7 @@ from gradfast.extras import first_line
 from gradfast.files import atomic_write, remove_temporaries
 from gradfast.guard import TrainingStopped
 from gradfast.monitor import JSONL, Monitor
+from gradfast.monitor.events import Event
 from gradfast.train.batches import is_dead_worker
 from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
 from gradfast.train.claim import Claims
@@ -25,6 +26,7 @@ from gradfast.train.curves import draw_curves
 from gradfast.train.history import History, step_rows, summary_columns, summary_row
 from gradfast.train.images import BadImage
 from gradfast.train.interrupt import StopRequest
+from gradfast.train.logs import RunLog
 from gradfast.train.loop import evaluate, train_epoch
 from gradfast.train.output import check_output, make_output, run_name
 from gradfast.train.progress import Progress
@@ -73,6 +75,8 @@ class Trainer:
         self.batch = 0
         self.best = (0, -1.0)
         self.tally = self.new_tally()
+        self.logged = 0  # steps of the tally that the log has
+        self.log = RunLog()
         self.losses: list[float] = []  # on the held-out images, an epoch each
         self.stop = StopRequest()
         self.late_bad: set[str] = set()  # files found unreadable while training
@@ -118,6 +122,9 @@ class Trainer:
                 f"gradfast train --resume {self.folder} --workers {max(0, self.data.workers - 1)} goes on from there"
             ) from error
         finally:
+            with contextlib.suppress(Exception):  # what led here matters more than a log
+                self.log_steps()
+            self.log.close()
             self.events.close()
             self.train.close()
             self.evaluation.close()
@@ -132,7 +139,7 @@ class Trainer:
         remove_temporaries(self.folder)  # of a run that was killed while it wrote
         self.history.start(resumed.folder if resumed else None, self.epoch)
         if self.learner.guard is not None:
-            self.learner.guard.on_event = self.events.note
+            self.learner.guard.on_event = self.note_event
             self.events.start(resumed.folder if resumed else None, self.learner.guard.steps)
         heading = f"gradfast {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n"
         heading += "This run again: gradfast train -c config.yaml"
@@ -141,6 +148,8 @@ class Trainer:
         if self.data.bad:
             with atomic_write(self.folder / "skipped_images.txt") as file:
                 file.write("".join(f"{bad.path}: {bad.reason}\n" for bad in self.data.bad).encode())
+        source = resumed.folder if resumed else None
+        self.log.open(self.folder, source, self.step_number(), self.epoch, self.config)
         if resumed is None:
             self.save(is_best=False)
         elif self.folder != resumed.folder:
@@ -190,13 +199,13 @@ class Trainer:
         def account() -> None:
             if self.learner.guard is not None:
                 self.learner.guard.drain()
-            self.tally.drain()
+            self.log_steps()
             self.tally.skipped_steps = self.learner.optimizer.skipped_steps - skipped_before
 
         def after_step(done: int) -> bool:
             self.batch = start + done
             if self.progress.due():
-                self.tally.drain()
+                self.log_steps()
                 self.progress.update(self.batch, self.tally)
             if self.config.save_every_steps and self.step_number() % self.config.save_every_steps == 0:
                 account()
@@ -231,9 +240,10 @@ class Trainer:
         blame = self.blame()
         steps = step_rows(self.epoch + 1, self.epoch * self.steps_per_epoch + 1, self.tally)
         self.losses.append(result.loss)
+        self.log.epoch(steps[-1]["step"] if steps else self.step_number(), row)
         self.epoch += 1
         self.batch = 0
-        self.tally = self.new_tally()
+        self.tally, self.logged = self.new_tally(), 0
         score = row[self.task.score]
         is_best = score > self.best[1]
         if is_best:
@@ -250,6 +260,18 @@ class Trainer:
                 self.progress.say(advice)
         if time.perf_counter() - self._drawn > REDRAW_SECONDS:
             self.draw()
+
+    def log_steps(self) -> None:
+        """Fetch the numbers of the steps so far, and log those that were not logged yet."""
+        self.tally.drain()
+        if self.log.sinks:
+            first = self.epoch * self.steps_per_epoch + 1
+            self.log.steps(step_rows(self.epoch + 1, first, self.tally, self.logged))
+        self.logged = len(self.tally)
+
+    def note_event(self, event: Event) -> None:
+        self.events.note(event)
+        self.log.event(event)
 
     def new_tally(self) -> Tally:
         return Tally(self.learner.objective.components)
@@ -307,6 +329,7 @@ class Trainer:
         self.learner.load_state_dict(state)
         self.epoch, self.batch = state["position"]["epoch"], state["position"]["batch"]
         self.tally.load_state_dict(state["position"]["tally"])
+        self.logged = len(self.tally)
         self.losses = list(state["position"].get("losses", []))
         self.best = (state["best"]["epoch"], state["best"][self.task.score_key])
         self._saved = (self.epoch, self.batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
 # Small and quick, with batch normalisation and dropout: a run of it draws from torch's generator all the time.
 MODEL = "mobilenet_v3_small"
+STEPS = 5  # of an epoch of `arguments` on the fixture `photos`
+
+# Multiplies the loss of each batch by a function of its number, counted from 0 over the run.
+Break = Callable[[Callable[[int], float]], None]
 
 
 def draw_image(kind: str, generator: numpy.random.Generator, width: int = 30, height: int = 24) -> numpy.ndarray:

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from train.cases import write_images
+from train.cases import STEPS, Break, write_images
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +46,23 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Breaks a run from within: see `Break`."""
+    from gradfast.train.tasks.classify import ClassObjective
+
+    losses = ClassObjective.losses
+
+    def install(factor: Callable[[int], float]) -> None:
+        def spoilt(self: ClassObjective, model: Any, batch: Any) -> Any:
+            loss, parts = losses(self, model, batch)
+            return loss * factor(batch.number[0] * STEPS + batch.number[1]), parts
+
+        monkeypatch.setattr(ClassObjective, "losses", spoilt)
+
+    return install
 
 
 @pytest.fixture

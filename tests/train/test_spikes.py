@@ -13,30 +13,11 @@ import pytest
 pytest.importorskip("torchvision", exc_type=Exception)
 
 import torch
-from train.cases import arguments, read_rows, untimed
+from train.cases import Break, arguments, read_rows, untimed
 
 from gradfast.cli import main
 from gradfast.train import spikes
 from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.tasks.classify import ClassObjective
-
-STEPS = 5  # an epoch of `arguments`
-Break = Callable[[Callable[[int], float]], None]
-
-
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Multiply the loss of each batch by a function of its number, counted from 0 over the run."""
-    losses = ClassObjective.losses
-
-    def install(factor: Callable[[int], float]) -> None:
-        def spoilt(self: ClassObjective, model: torch.nn.Module, batch: Any) -> Any:
-            loss, parts = losses(self, model, batch)
-            return loss * factor(batch.number[0] * STEPS + batch.number[1]), parts
-
-        monkeypatch.setattr(ClassObjective, "losses", spoilt)
-
-    return install
 
 
 def events(folder: str) -> list[dict[str, Any]]:

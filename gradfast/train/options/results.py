@@ -35,6 +35,14 @@ class ResultsOptions:
         "keep the newest K checkpoints as step-N.pt too, for --resume auto to fall back on and for you to go back to",
         "K",
     )
+    log: str = option(
+        "csv",
+        parse.some_of("csv", "jsonl", "tensorboard", "wandb"),
+        "results",
+        "where steps, epochs and events go besides the tables, with commas between: jsonl (log.jsonl), tensorboard "
+        "(into the run folder), wandb; a resumed run goes on in the same ones",
+        "KIND,...",
+    )
     monitor_every: int = option(
         0,
         parse.natural,
