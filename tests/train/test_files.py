@@ -121,7 +121,7 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
 def test_a_resumed_history_drops_what_will_be_done_again(tmp_path: Path) -> None:
     history = History(tmp_path, COLUMNS)
     history.start()
-    step = dict.fromkeys(("loss", "grad_norm", "clip_coef", "lr"), 0.5) | {"images": 4}
+    step = dict.fromkeys(("loss", "grad_norm", "clip_coef", "lr", "seconds"), 0.5) | {"images": 4}
     for epoch in (1, 2, 3):
         history.add(
             dict.fromkeys(COLUMNS, 0.25) | {"epoch": epoch, "skipped_steps": 0},
