@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from gradfast.train.trained import Trained, build_bare
 from gradfast.version import __version__
 
 TOLERANCE = 1e-4  # of the largest value of each output
+OPSET = 18  # of a detector's ONNX model
 METADATA = "gradfast.json"  # the extra file of TorchScript and torch.export
 
 Outputs = Sequence[Tensor]
@@ -55,6 +58,10 @@ class Job:
     dynamic: bool
     metadata: dict[str, Any]
 
+    @property
+    def detects(self) -> bool:
+        return self.trained.config.task == "detect"
+
 
 def describe(trained: Trained, size: int, kind: str) -> dict[str, Any]:
     """What a user of the file has to know: input, preprocessing, classes, output, and where it comes from."""
@@ -73,7 +80,7 @@ def describe(trained: Trained, size: int, kind: str) -> dict[str, Any]:
     }
     if trained.config.task == "detect":
         return common | {
-            "input": "RGB images [3, height, width] uint8, of any size",
+            "input": "RGB images [3, height, width] uint8, of any size: a list of them, in ONNX one",
             "output": "boxes (x1, y1, x2, y2 in pixels), labels (k is classes[k - 1]) and scores",
             "img_size": size,
         }
@@ -107,6 +114,11 @@ def to_torchscript(job: Job) -> Exported:
 
 def to_torch_export(job: Job) -> Exported:
     """An ExportedProgram, as torch.export.load reads it."""
+    if job.detects:
+        raise UserError(
+            "--format torch-export: how many boxes a detector handles depends on what it sees, which torch.export "
+            "cannot record; take --format torchscript or onnx"
+        )
     shapes = {"images": {0: torch.export.Dim("batch")}} if job.dynamic else None
     try:
         program = torch.export.export(job.module, (job.checks[0],), dynamic_shapes=shapes)
@@ -124,32 +136,56 @@ def to_onnx(job: Job) -> Exported:
         require(package, "export", "--format onnx")
     import onnxruntime
 
-    detects = isinstance(job.module, OneImageDetector)
-    outputs = ["boxes", "labels", "scores"] if detects else ["logits"]
-    shapes = {"images": {0: torch.export.Dim("batch")}} if job.dynamic and not detects else None
     try:
-        program: Any = torch.onnx.export(
-            job.module,
-            (job.checks[0],),
-            input_names=["image" if detects else "images"],
-            output_names=outputs,
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        )
-        proto = program.model_proto
-    except Exception as error:
-        raise cannot(job, "onnx", error) from error
-    for name, value in job.metadata.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
-    content: bytes = proto.SerializeToString()
-    try:
+        proto = record_detector(job) if job.detects else record_classifier(job)
+        for name, value in job.metadata.items():
+            entry = proto.metadata_props.add()
+            entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+        content: bytes = proto.SerializeToString()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise cannot(job, "onnx", error) from error
     name = session.get_inputs()[0].name
     return Exported(content, lambda images: [torch.from_numpy(a) for a in session.run(None, {name: images.numpy()})])
+
+
+def record_classifier(job: Job) -> Any:
+    """The ONNX model of a graph that torch.export recorded."""
+    program: Any = torch.onnx.export(
+        job.module,
+        (job.checks[0],),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}} if job.dynamic else None,
+        dynamo=True,
+        verbose=False,
+    )
+    return program.model_proto
+
+
+def record_detector(job: Job) -> Any:
+    """The ONNX model of a trace: torch.export cannot follow a detector, and torchvision has mended its own for traces.
+
+    Height, width and the number of boxes may vary.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "detector.onnx")
+        torch.onnx.export(
+            job.module,
+            (job.checks[0],),
+            path,
+            input_names=["image"],
+            output_names=["boxes", "labels", "scores"],
+            dynamic_axes={
+                "image": {1: "height", 2: "width"},
+                **{name: {0: "n"} for name in ("boxes", "labels", "scores")},
+            },
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        return onnx.load(path)
 
 
 def to_safetensors(job: Job) -> Exported:
@@ -176,8 +212,7 @@ GRAPHS = ("onnx", "torch-export")  # whose inputs have the type and, unless told
 
 
 def cannot(job: Job, kind: str, error: Exception) -> UserError:
-    hint = "; --format torchscript works for detectors" if job.trained.config.task == "detect" else ""
-    return UserError(f"--format {kind}: torch cannot export {job.trained.config.model} ({first_line(error)}){hint}")
+    return UserError(f"--format {kind}: torch cannot export {job.trained.config.model} ({first_line(error)})")
 
 
 # ---------------------------------------------------------------- the check
@@ -215,8 +250,8 @@ def export(trained: Trained, kind: str, images: Sequence[Tensor], size: int, dyn
     """
     bare = trained.model.float().to(memory_format=torch.contiguous_format).eval()
     if trained.config.task == "detect":
-        module: nn.Module = OneImageDetector(bare) if kind in GRAPHS else PixelDetector(bare)
-        checks: list[Any] = list(images) if kind in GRAPHS else [list(images), list(images[:1])]
+        module: nn.Module = OneImageDetector(bare) if kind == "onnx" else PixelDetector(bare)
+        checks: list[Any] = list(images) if kind == "onnx" else [list(images), list(images[:1])]
     else:
         module = PixelClassifier(bare)
         batch = torch.stack(list(images))
@@ -235,7 +270,6 @@ def compare(job: Job, run: Run) -> Difference:
         UserError: the outputs differ in shape, or one by more than the tolerance.
     """
     largest, relative, boxes = 0.0, 0.0, 0
-    detects = job.trained.config.task == "detect"
     for check in job.checks:
         expected = flat(job.module(check))
         try:
@@ -257,8 +291,8 @@ def compare(job: Job, run: Run) -> Difference:
                     f"({TOLERANCE:g} of the largest output); nothing was written"
                 )
             largest, relative = max(largest, gap), max(relative, gap / scale if scale else 0.0)
-        boxes += sum(len(tensor) for tensor in expected if detects and tensor.ndim == 2)
-    return Difference(largest, relative, job.images, boxes if detects else None)
+        boxes += sum(len(tensor) for tensor in expected if job.detects and tensor.ndim == 2)
+    return Difference(largest, relative, job.images, boxes if job.detects else None)
 
 
 def gap_of(one: Tensor, other: Tensor) -> tuple[float, float]:
@@ -289,6 +323,7 @@ def random_images(size: int, count: int = 4) -> list[Tensor]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Exporters warn of their own deprecation and print their progress; what matters is checked afterwards."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    silence = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         warnings.simplefilter("ignore")
         yield

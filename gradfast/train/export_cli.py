@@ -23,10 +23,12 @@ Write a trained model in a form that runs without gradfast. What was made is loa
 file gets its name only if the outputs agree.
 
   gradfast export resnet50-elpv-1 --format onnx --dynamic-batch
-  gradfast export RUN --format torchscript --output cells.ts     of a detector, too
+  gradfast export DETECTOR --format torchscript --output cells.ts
   gradfast export RUN --format torch-export                      for torch.export.load and AOTInductor
   gradfast export RUN --format safetensors                       the weights alone, named as in torchvision
   gradfast export RUN --format onnx --images photos/             compare on photographs instead of random images
+
+A detector goes to torchscript (a list of images), onnx (one image of any size) and safetensors.
 
 The exported graph takes RGB pixels as they are, uint8 from 0 to 255: the normalisation is inside. Cropping and resizing
 are not. Class names, image size, the crop's margin, mean and std are in the file's metadata. A classifier returns
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         require(package, "train", "gradfast export")
     from gradfast.train.export import FORMATS, export
     from gradfast.train.trained import find_checkpoint, read_trained
+    from gradfast.train.watching import note
 
     if options.format not in FORMATS:
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}, got {options.format!r}")
@@ -71,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     with atomic_write(output) as file:
         file.write(content)
+    if difference.boxes == 0:
+        note("no box was found in any of the images, so that none could be compared: give --images with objects")
     print(describe(output, len(content), difference, "" if options.images else "random "))
     return 0
 
@@ -99,6 +104,9 @@ def choose_images(trained: Trained, names: Sequence[str] | None, size: int) -> l
     from gradfast.train.predict import find_images
     from gradfast.train.preprocess import ClassifierTransform, load_rgb
 
+    if names is None and trained.config.task == "detect":
+        first, second = random_images(size, count=2)
+        return [first, second[:, : max(1, 3 * size // 4)]]  # of two shapes
     if names is None:
         return random_images(size)
     transform = trained.transform

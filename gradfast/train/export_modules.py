@@ -6,6 +6,7 @@ from typing import Dict, List  # noqa: UP035  TorchScript reads annotations, and
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from gradfast.train.place import MEAN, STANDARD_DEVIATION
 
@@ -42,7 +43,7 @@ class PixelDetector(nn.Module):
         scaled: List[Tensor] = []  # noqa: UP006
         for image in images:
             scaled.append(image.float() / 255.0)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # where torchvision's detectors return (losses, detections)
+        if is_scripting():  # where torchvision's detectors return (losses, detections)
             return self.model(scaled)[1]
         return self.model(scaled)
 

@@ -52,13 +52,13 @@ def draw_predictions(
     shown = min(limit, len(images))
     columns = max(1, math.ceil(math.sqrt(shown)))
     rows = max(1, math.ceil(shown / columns))
-    figure = Figure(figsize=(SIDE * columns, SIDE * rows + 0.4), layout="constrained", dpi=RESOLUTION)
+    figure = Figure(figsize=(SIDE * columns, SIDE * rows + 0.6), layout="constrained", dpi=RESOLUTION)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, image, target, prediction in zip(grid.flat, images[:shown], targets, predictions, strict=False):
         draw_scene(axes, image, target, prediction, classes, threshold)
-    figure.legend(handles=legend_entries(threshold), loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(handles=legend_entries(threshold), loc="outside upper center", ncols=min(2, columns), frameon=False)
     with atomic_write(path) as file:
         FigureCanvasAgg(figure).print_png(file)
 
