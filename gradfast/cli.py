@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from gradfast.errors import UserError
+from gradfast.errors import ReportedError, UserError
 
 # Name -> (module, what it does). The module is imported only when its command is asked for, so that `gradfast info`
 # works where torchvision does not.
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return find_command(arguments[0])(arguments[1:]) or 0
+    except ReportedError:
+        return EXIT_USER_ERROR
     except UserError as error:
         print("gradfast: error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_USER_ERROR

@@ -9,3 +9,7 @@ class UserError(Exception):
     The message is one sentence that names the parameter or the file, says what is wrong and what to do. The command
     line prints it on one line, without a traceback, and exits with code 2.
     """
+
+
+class ReportedError(UserError):
+    """An error that another process of the same run has printed: the command ends with code 2 and says nothing."""

@@ -8,6 +8,7 @@ from gradfast.nn.norms import ScalarAffine, group_count, group_norms, replace_no
 from gradfast.nn.preserve import preserved
 from gradfast.nn.pretrained import Loaded, load_pretrained
 from gradfast.nn.regularise import add_dropout, add_stochastic_depth, param_groups, weight_penalty
+from gradfast.nn.sync_norm import SyncBatchNorm, synchronise_batch_norms
 
 __all__ = [
     "ACTIVATIONS",
@@ -16,6 +17,7 @@ __all__ = [
     "LayerInit",
     "Loaded",
     "ScalarAffine",
+    "SyncBatchNorm",
     "add_dropout",
     "add_group_norm",
     "add_spectral_norm",
@@ -29,5 +31,6 @@ __all__ = [
     "preserved",
     "replace_activation",
     "replace_norms",
+    "synchronise_batch_norms",
     "weight_penalty",
 ]

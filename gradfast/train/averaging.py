@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradfast.clip.reduction import local_tensor
+
 
 def kept_share(decay: float, updates: int) -> float:
     """What the average keeps at update number `updates`: min(decay, (1 + n) / (10 + n)), less at the start."""
@@ -50,4 +52,5 @@ class MovingAverage:
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:
-    return list(itertools.chain(model.parameters(), model.buffers()))
+    """Parameters and buffers, as far as this process holds them."""
+    return list(map(local_tensor, itertools.chain(model.parameters(), model.buffers())))

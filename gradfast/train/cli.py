@@ -14,6 +14,7 @@ from gradfast.extras import require
 from gradfast.train.config import FIELDS, flag
 from gradfast.train.options.field import GROUPS
 from gradfast.train.options.task import TASK_DEFAULTS
+from gradfast.train.parallel import open_world
 from gradfast.train.recipes import describe_recipes, find_recipe
 from gradfast.train.settings import check_value, read_yaml
 
@@ -26,6 +27,7 @@ updates in one pass, so clipping costs nothing and the norm is there to look at.
   gradfast train --task detect --data scenes/  boxes around objects, from annotations in COCO's format
   gradfast train --recipe tiny                 settings that go together; the recipes are listed at the end
   gradfast train --resume auto                 continue what was interrupted
+  torchrun --nproc_per_node=4 -m gradfast train ...     on four GPUs, or as many processes on CPUs
 
 In the run folder: summary.csv (a line per epoch), steps.csv (a line per step), curves.png, config.yaml, and the
 checkpoints last.pt and best.pt."""
@@ -88,9 +90,10 @@ def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """``gradfast train``; returns the exit code."""
-    settings = read_settings(arguments)
-    for package, purpose in (("numpy", "gradfast train"), ("PIL", "gradfast train"), ("torchvision", "gradfast train")):
-        require(package, "train", purpose)
-    from gradfast.train.run import run  # needs them all; --help and a mistyped flag do not
+    with open_world() as world:
+        settings = read_settings(arguments)
+        for package in ("numpy", "PIL", "torchvision"):
+            require(package, "train", "gradfast train")
+        from gradfast.train.run import run  # needs them all; --help and a mistyped flag do not
 
-    return run(settings)
+        return run(settings, world)

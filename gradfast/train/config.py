@@ -79,6 +79,8 @@ class TrainConfig(
         )
 
     def check_together(self) -> None:
+        if self.parallel == "fsdp" and self.task == "detect":
+            raise UserError("--parallel fsdp does not go with --task detect, whose heads run once a scale; take ddp")
         for name, owner in foreign(self.task).items():
             if getattr(self, name) != FIELDS[name].default:
                 raise UserError(f"{flag(name)} is a setting of --task {owner}, and this is --task {self.task}")

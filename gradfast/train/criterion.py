@@ -38,10 +38,17 @@ class ClassificationLoss(nn.Module):
 
         Targets may also be shares [n, K] of each class, as of mixed images; the sum is then divided by n.
         """
-        return functional.cross_entropy(logits.float(), targets, weight=self.weights, label_smoothing=self.smoothing)
+        logits, weights = self.exact(logits)
+        return functional.cross_entropy(logits, targets, weight=weights, label_smoothing=self.smoothing)
 
     def sums(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator without smoothing, so that batches add up to the loss of a whole set."""
-        total = functional.cross_entropy(logits.float(), targets, weight=self.weights, reduction="sum")
-        count = targets.new_tensor(len(targets)) if self.weights is None else self.weights[targets].sum()
+        logits, weights = self.exact(logits)
+        total = functional.cross_entropy(logits, targets, weight=weights, reduction="sum")
+        count = targets.new_tensor(len(targets)) if weights is None else weights[targets].sum()
         return total, count
+
+    def exact(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and weights in fp32 at least."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, None if self.weights is None else self.weights.to(logits.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gradfast.errors import UserError
 from gradfast.train.augment import build_augmentation
-from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset
+from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset, collate
 from gradfast.train.config import TrainConfig
 from gradfast.train.data_sets import DATA_SETS
 from gradfast.train.elpv import list_elpv
@@ -56,9 +57,10 @@ class Data:
         balance = self.train.listing.targets if config.sampler == "balanced" else None
         train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True, balance=balance)
         evaluation = EpochBatches(len(self.evaluation), config.batch_size, config.seed, training=False)
+        of_size = functools.partial(collate, size=config.img_size)
         return (
-            BatchLoader(self.train, train, self.workers, pin_memory),
-            BatchLoader(self.evaluation, evaluation, self.workers, pin_memory),
+            BatchLoader(self.train, train, self.workers, pin_memory, of_size),
+            BatchLoader(self.evaluation, evaluation, self.workers, pin_memory, of_size),
         )
 
 
@@ -121,7 +123,9 @@ def choose_workers(wanted: int | None, in_memory: bool) -> int:
 
 
 def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """The cores that this process may use, shared with the others that torchrun started on the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def read_all(listing: Listing, keep: tuple[int, float] | None) -> tuple[Listing, Tensor | None, list[BadImage]]:

@@ -67,17 +67,19 @@ def train_epoch(
     tally.seconds = seconds_before + time.perf_counter() - start
 
 
-@torch.inference_mode()
 def evaluate(
     learner: Learner, batches: Iterable[AnyBatch], on_bad: OnBad, stopped: Callable[[], bool]
 ) -> Evaluation | None:
-    """Measure the held-out images; None where `stopped` said so on the way."""
+    """Measure the held-out images, of which each process has a part; None where `stopped` said so on the way."""
     learner.measured.eval()
     meter = learner.objective.meter()
-    for batch in batches:
-        on_bad(batch.bad)
-        if batch.size:
-            meter.add(learner.measured, batch)
-        if stopped():
-            return None
-    return meter.result()
+    # FSDP2 keeps what it gathers in one pass for the next, and a tensor of inference mode cannot be trained.
+    with torch.no_grad() if learner.spread.sharded else torch.inference_mode():
+        for batch in batches:
+            on_bad(batch.bad)
+            if batch.size or learner.spread.sharded:
+                meter.add(learner.measured, batch)
+            if stopped():
+                return None
+        meter.join(learner.spread.world)
+        return meter.result()

@@ -91,7 +91,8 @@ def range_test(
         stopped: a true answer ends the test.
     """
     guard, learner.guard = learner.guard, None  # which would draw the rate back
-    before, random, rates = copy.deepcopy(learner.state_dict()), random_state(), _rates_of(learner)
+    before, rates = copy.deepcopy(learner.state_dict()), _rates_of(learner)
+    random = random_state(learner.device)
     found = RangeTest([], [], [], False)
     mean = 0.0
     groups = grouped(_endless(epoch), accumulate)
@@ -122,7 +123,7 @@ def range_test(
         for parameters, rate in zip(learner.optimizer.param_groups, rates, strict=True):
             parameters["lr"] = rate
         learner.optimizer.zero_grad(set_to_none=True)
-        set_random_state(random)
+        set_random_state(random, learner.device)
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradfast.errors import UserError
+from gradfast.train.parallel import World
 
 # The customary statistics of natural photographs, for pixels in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -43,14 +44,21 @@ def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
     return lambda images: (images.float() - mean) / deviation
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of ``--device``.
+def choose_device(name: str, world: World | None = None) -> torch.device:
+    """The device of ``--device``; of several processes on a machine, each has a GPU of its own.
 
     Raises:
-        UserError: there is no such device, or it does not work here.
+        UserError: there is no such device, it does not work here, or there is not one for each process.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world is not None and world.size > 1 and name.startswith("cuda") and torch.cuda.is_available():
+        if name != "cuda" or torch.cuda.device_count() < world.local_size:
+            raise UserError(
+                f"--device {name} with {world.local_size} processes on a machine that has {torch.cuda.device_count()} "
+                "GPUs: each takes one of its own, so start no more of them than GPUs, with --device cuda"
+            )
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

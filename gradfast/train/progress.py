@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -149,6 +150,15 @@ class ProgressBar(Progress):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+class Silence(Progress):
+    """Nothing is seen: of several processes one speaks."""
+
+    interval = math.inf
+
+    def say(self, text: str) -> None:
+        pass
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:

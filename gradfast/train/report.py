@@ -38,6 +38,8 @@ def describe_data(task: Task, config: TrainConfig, data: TaskData) -> str:
 def describe_setup(config: TrainConfig, learner: Learner, folder: Path, resumed: Resumed | None) -> str:
     """What is trained, how, and where the results go."""
     place = f"cpu, {torch.get_num_threads()} threads" if learner.device.type == "cpu" else str(learner.device)
+    if learner.spread.world.size > 1:
+        place += f", in {learner.spread.world.size} processes ({learner.spread.kind})"
     lines = [
         f"model      {config.model}, {count_parameters(learner.model) / 1e6:.1f} M parameters, on {place}",
         f"optimiser  gradfast.{type(learner.optimizer).__name__}, {describe_clipping(config)}; lr {config.lr:g} "

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from gradfast.errors import UserError
 from gradfast.files import remove_temporaries
+from gradfast.nn.sync_norm import synchronise_batch_norms
 from gradfast.train.averaging import MovingAverage
-from gradfast.train.checkpoint import finish_checkpoint
+from gradfast.train.checkpoint import finish_checkpoint, start_drawing
 from gradfast.train.claim import Claims
 from gradfast.train.compiling import compile_model
 from gradfast.train.config import TrainConfig, make_config
@@ -22,19 +24,24 @@ from gradfast.train.logs import require_loggers
 from gradfast.train.lr_find import find_rate
 from gradfast.train.optimizers import build_optimizer
 from gradfast.train.output import check_output, run_name
+from gradfast.train.parallel import World
+from gradfast.train.parallel_model import Spread, choose_kind, spread
 from gradfast.train.place import AMP_TYPES, Place, choose_device
-from gradfast.train.progress import make_progress
+from gradfast.train.progress import Silence, make_progress
 from gradfast.train.report import describe_data
 from gradfast.train.resume import check_same_run, find_resumed
 from gradfast.train.spikes import build_guard
 from gradfast.train.step import Learner
 from gradfast.train.tasks import find_task
-from gradfast.train.tasks.task import Task, TaskData
+from gradfast.train.tasks.task import Objective, Task, TaskData
 from gradfast.train.trainer import Trainer
 
 
-def run(settings: dict[str, Any]) -> int:
+def run(settings: dict[str, Any], world: World | None = None) -> int:
     """Train with the given settings; the others keep their defaults, or those of the run that is resumed.
+
+    Args:
+        world: the processes that all call this with the same settings.
 
     Returns:
         The exit code: 0, or 128 + the number of the signal that stopped it (after saving).
@@ -42,48 +49,77 @@ def run(settings: dict[str, Any]) -> int:
     Raises:
         UserError: see the message; nothing is left half-written.
     """
-    with make_progress() as progress, Claims() as claims:
-        resumed = find_resumed(settings, claims.take, progress.say)
+    world = world or World()
+    with make_progress() if world.is_main else Silence() as progress, Claims() as claims:
+        # What concerns files is the main process's business; the others learn of it, and of what it fails with.
+        resumed = world.from_main(find_resumed(settings, claims.take, progress.say) if world.is_main else None)
         config = make_config((resumed.settings if resumed else {}) | settings)
         output = resumed.output if resumed else (Path(config.output) if config.output else None)
         if resumed is None or output != resumed.folder:
-            if output is not None:
+            if output is not None and world.is_main:
                 check_output(output)
         elif resumed.complete(config.epochs):
-            finish_folder(resumed.path, config)
+            if world.is_main:
+                finish_folder(resumed.path, config)
             progress.say(f"{resumed.path} has all of its {config.epochs} epochs; --epochs with more continues it")
             return 0
+        if config.lr_find and world.size > 1:
+            raise UserError("--lr-find is for one process: leave out torchrun, and keep --batch-size, which is of all")
         require_loggers(config)
-        device = choose_device(config.device)
+        kind = choose_kind(config.parallel, world, was_given="parallel" in settings)
+        device = choose_device(config.device, world)
         task = find_task(config.task)
         data = task.build_data(config, progress.say)
         progress.say(describe_data(task, config, data))
+        check_same_data(world, config, data)
         if resumed:
             check_same_run(resumed, config, data)
         with deterministic(config.deterministic):
             # A resumed run has its weights from the checkpoint: those that it began with may be gone.
             begin = dataclasses.replace(config, weights=None) if resumed else config
-            learner = build_learner(task, begin, data, device)
+            learner = build_learner(task, begin, data, device, world, kind)
             if config.lr_find:
                 return find_rate(config, data, learner, output, progress, claims, settings)
             return Trainer(task, config, data, learner, progress, claims).go(output, resumed)
 
 
-def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch.device) -> Learner:
-    """The model, drawn from the seed, and what trains it."""
+def build_learner(
+    task: Task,
+    config: TrainConfig,
+    data: TaskData,
+    device: torch.device,
+    world: World | None = None,
+    kind: str = "none",
+) -> Learner:
+    """The model, drawn from the seed, and what trains it.
+
+    Args:
+        kind: how the model lies on the processes of `world`: "none", "ddp" or "fsdp".
+    """
+    world = world or World()
     torch.manual_seed(config.seed)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     place = Place(device, AMP_TYPES[config.amp], memory_format)
-    model = task.build_model(config, data).to(device).to(memory_format=memory_format)
-    frozen = FrozenBackbone(model, config.freeze_backbone) if config.freeze_backbone else None
+    model = task.build_model(config, data).to(device)
+    if kind != "fsdp":  # which cuts weights along their first dimension, and so as they lie by default
+        model = model.to(memory_format=memory_format)
+    if config.sync_bn and world.size > 1:
+        synchronise_batch_norms(model)
     average = MovingAverage(model, config.model_ema_decay) if config.model_ema else None
+    layout = spread(kind, model, world)
+    if average is not None:
+        layout.add(average.module)
+    frozen = FrozenBackbone(model, config.freeze_backbone) if config.freeze_backbone else None
     if config.compile != "off":
         compile_model(model, config.compile, device)
+    objective = task.build_objective(config, data, place)
+    check_batch_size(layout, objective, config)
     optimizer = build_optimizer(config, model)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+    start_drawing(world, config.seed)
     return Learner(
         model=model,
-        objective=task.build_objective(config, data, place),
+        objective=objective,
         optimizer=optimizer,
         scaler=scaler,
         place=place,
@@ -91,7 +127,33 @@ def build_learner(task: Task, config: TrainConfig, data: TaskData, device: torch
         frozen=frozen,
         guard=build_guard(config, model, optimizer, scaler, average),
         refuse_nonfinite=config.nonfinite == "raise",
+        spread=layout,
     )
+
+
+def check_batch_size(layout: Spread, objective: Objective, config: TrainConfig) -> None:
+    """Raises:
+    UserError: a process's part of a batch is too small.
+    """
+    fewest, size = layout.fewest(objective), layout.world.size
+    if size > 1 and config.batch_size < size * fewest:
+        why = ", as batch norms need two; or share them with --sync-bn" if fewest > 1 else ""
+        raise UserError(
+            f"--batch-size {config.batch_size} is split over {size} processes: give {size * fewest} or more{why}"
+        )
+
+
+def check_same_data(world: World, config: TrainConfig, data: TaskData) -> None:
+    """Raises:
+    UserError: the processes, on different machines perhaps, do not see the same images.
+    """
+    prints = world.gather(data.fingerprint())
+    others = [rank for rank, print in enumerate(prints) if print != prints[0]]
+    if others:
+        raise UserError(
+            f"--data {config.data}: process {others[0]} finds other images there than process 0; give every machine "
+            "the same files"
+        )
 
 
 def finish_folder(checkpoint: Path, config: TrainConfig) -> None:

@@ -15,6 +15,8 @@ from gradfast.optim.base import ClippedOptimizer
 from gradfast.train.averaging import MovingAverage
 from gradfast.train.freeze import FrozenBackbone
 from gradfast.train.optimizers import restore_optimizer
+from gradfast.train.parallel import World
+from gradfast.train.parallel_model import Spread
 from gradfast.train.place import Place
 from gradfast.train.stopwatch import Stopwatch
 from gradfast.train.tasks.task import AnyBatch, Objective
@@ -45,6 +47,7 @@ class Learner:
         frozen: what of the model does not learn, in some epochs or all of them, or None.
         guard: does the optimiser's steps, and what is to be done when one is bad, or None.
         refuse_nonfinite: whether a NaN or infinite part of the loss raises; waits for the device at each step.
+        spread: how the model lies on the processes of the run; by default on this one alone.
     """
 
     model: nn.Module
@@ -56,8 +59,11 @@ class Learner:
     frozen: FrozenBackbone | None = None
     guard: Guard | None = None
     refuse_nonfinite: bool = False
+    spread: Spread = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.spread is None:
+            self.spread = Spread(self.model, World())
         self.stopwatch = Stopwatch(self.device)
 
     @property
@@ -79,6 +85,7 @@ class Learner:
         self.model.train()
         if self.frozen is not None:
             self.frozen.begin_epoch(epoch)
+            self.spread.see_what_learns()
 
     def step(self, batches: Sequence[AnyBatch]) -> StepResult | None:
         """Average the gradients of some batches and update; None where they hold too few images to learn from.
@@ -86,29 +93,31 @@ class Learner:
         Raises:
             NonFiniteLossError: with `refuse_nonfinite`, before anything is changed.
         """
-        batches = [batch for batch in batches if self.objective.usable(batch)]
-        if not batches:
+        learnt, images = self.spread.weigh(batches, self.objective)
+        if not learnt:
             return None
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         components: dict[str, Tensor] = {}
-        for batch in batches:
-            loss, parts = self.objective.losses(self.model, batch)
-            self.stopwatch.lap("forward")
-            if self.refuse_nonfinite:
-                refuse(parts)  # a loss without parts: the optimiser names the layer instead
-            loss = loss / len(batches)
-            self.scaler.scale(loss).backward()
-            self.stopwatch.lap("backward")
+        for number, (batch, factor) in enumerate(learnt, start=1):
+            with self.spread.synchronising(last=number == len(learnt)):
+                loss, parts = self.objective.losses(self.spread.module, batch)
+                self.stopwatch.lap("forward")
+                if self.refuse_nonfinite:
+                    refuse(parts)  # a loss without parts: the optimiser names the layer instead
+                loss = loss * (factor / len(learnt))
+                self.scaler.scale(loss).backward()
+                self.stopwatch.lap("backward")
             losses.append(loss.detach())
             for name, part in parts.items():
-                part = part.detach() / len(batches)
+                part = part.detach() * (factor / len(learnt))
                 components[name] = components[name] + part if name in components else part
+        loss, *joined = self.spread.join([torch.stack(losses).sum() if losses[1:] else losses[0], *components.values()])
+        components = dict(zip(components, joined))
         if self.scaler.is_enabled():
             # Not scaler.step: it waits for the device to learn whether a gradient is infinite. The optimiser decides
             # that on the device, and skips.
             self.scaler.unscale_(self.optimizer)
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if self.guard is None:
             self.optimizer.step()
         else:
@@ -117,31 +126,32 @@ class Learner:
         if self.average is not None:
             self.average.update(self.model)
         self.stopwatch.lap("step")
-        images = sum(batch.size for batch in batches)
         return StepResult(loss, self.optimizer.grad_norm, self.optimizer.clip_coef, images, components)
 
     def state_dict(self) -> dict[str, Any]:
-        """What training changes: the model, the optimiser's state, the loss scale, the guard's memory."""
+        """What training changes: the model, the optimiser's state, the loss scale, the guard's memory.
+
+        Tensors are whole, and of use on the main process; where the model is sharded, all must ask.
+        """
         kept = {} if self.guard is None else {"guard": self.guard.state_dict()}  # first: it may roll back
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.spread.whole(self.model.state_dict()),
+            "optimizer": self.spread.whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             **kept,
-        } | ({"average": self.average.state_dict()} if self.average is not None else {})
+        } | ({"average": self.spread.whole(self.average.state_dict())} if self.average is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave; an average that was not kept begins at the model."""
-        self.model.load_state_dict(state["model"])
-        restore_optimizer(self.optimizer, state["optimizer"])
+        self.model.load_state_dict(self.spread.like(state["model"], self.model))
+        restore_optimizer(self.optimizer, self.spread.like_optimizer(state["optimizer"], self.optimizer))
         self.scaler.load_state_dict(state["scaler"])
         if self.guard is not None and "guard" in state:
             self.guard.load_state_dict(state["guard"])
         if self.average is not None:
-            if "average" in state:
-                self.average.load_state_dict(state["average"])
-            else:
-                self.average.module.load_state_dict(state["model"])
+            average = state.get("average", {"module": state["model"], "updates": 0})
+            module = self.spread.like(average["module"], self.average.module)
+            self.average.load_state_dict({**average, "module": module})
 
 
 def refuse(losses: Mapping[str, Tensor]) -> None:

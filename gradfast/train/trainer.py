@@ -19,13 +19,12 @@ from gradfast.guard import TrainingStopped
 from gradfast.monitor import JSONL, Monitor
 from gradfast.monitor.events import Event
 from gradfast.train.batches import is_dead_worker
-from gradfast.train.checkpoint import LAST, random_state, save_checkpoint, set_random_state
+from gradfast.train.checkpoint import LAST, random_states, save_checkpoint, set_random_states
 from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
 from gradfast.train.curves import draw_curves
 from gradfast.train.history import History, step_rows, summary_columns, summary_row
 from gradfast.train.images import BadImage
-from gradfast.train.interrupt import StopRequest
 from gradfast.train.logs import RunLog
 from gradfast.train.loop import evaluate, train_epoch
 from gradfast.train.output import check_output, make_output, run_name
@@ -68,7 +67,11 @@ class Trainer:
         self.learner = learner
         self.progress = progress
         self.claims = claims
+        self.world = learner.spread.world
         self.train, self.evaluation = data.loaders(config, pin_memory=learner.device.type == "cuda")
+        self.train.split(self.world, guests=int(learner.objective.mixes))
+        self.evaluation.split(self.world)
+        self.train.report = self.evaluation.report = progress.say
         self.steps_per_epoch = -(-len(self.train) // config.grad_accum)
         self.schedule = build_schedule(config, self.steps_per_epoch)
         self.epoch = 0
@@ -78,8 +81,8 @@ class Trainer:
         self.logged = 0  # steps of the tally that the log has
         self.log = RunLog()
         self.losses: list[float] = []  # on the held-out images, an epoch each
-        self.stop = StopRequest()
-        self.late_bad: set[str] = set()  # files found unreadable while training
+        self.stop = self.world.stop
+        self.late_bad: dict[str, BadImage] = {}  # files found unreadable while training, by path
         self.advised = False  # of a loader that is too slow, once
         self._drawn = time.perf_counter()
         self._saved = (0, 0)  # epochs and batches of the last checkpoint
@@ -89,10 +92,10 @@ class Trainer:
     def go(self, output: Path | None, resumed: Resumed | None) -> int:
         if resumed:
             self.restore(resumed.state)
-        self.folder, made = make_output(output, run_name(self.config.model, self.config.data))
-        self.claims.take(self.folder)
-        if resumed is None or self.folder != resumed.folder:
-            check_output(self.folder)  # again: another run may have been quicker
+        taken = self.world.from_main(self.take_folder(output, resumed) if self.world.is_main else None)
+        assert taken is not None
+        self.folder, made = taken
+        self.world.saved = lambda: f"{self.saved}; gradfast train --resume {self.folder} goes on from there"
         self.events = EventRecord(self.folder, self.progress.say)
         self.history = History(self.folder, summary_columns(self.task), self.learner.objective.components)
         try:
@@ -131,11 +134,27 @@ class Trainer:
         self.draw()
         self.progress.close()
         seconds = time.perf_counter() - start
-        self.progress.say(describe_result(self.task, self.history.summary, self.best, self.data, self.folder, seconds))
+        if self.world.is_main:
+            done = (self.task, self.history.summary, self.best, self.data, self.folder, seconds)
+            self.progress.say(describe_result(*done))
         return 0
+
+    def take_folder(self, output: Path | None, resumed: Resumed | None) -> tuple[Path, bool]:
+        """(the run folder, claimed; whether it was made now)"""
+        folder, made = make_output(output, run_name(self.config.model, self.config.data))
+        self.claims.take(folder)
+        if resumed is None or folder != resumed.folder:
+            check_output(folder)  # again: another run may have been quicker
+        return folder, made
 
     def start_folder(self, resumed: Resumed | None) -> None:
         """Put into the run folder what can be known before the first step; a full disk shows itself here."""
+        if self.world.is_main:
+            self.write_settings(resumed)
+        if resumed is None or self.folder != resumed.folder:
+            self.save(is_best=False)
+
+    def write_settings(self, resumed: Resumed | None) -> None:
         remove_temporaries(self.folder)  # of a run that was killed while it wrote
         self.history.start(resumed.folder if resumed else None, self.epoch)
         if self.learner.guard is not None:
@@ -150,13 +169,12 @@ class Trainer:
                 file.write("".join(f"{bad.path}: {bad.reason}\n" for bad in self.data.bad).encode())
         source = resumed.folder if resumed else None
         self.log.open(self.folder, source, self.step_number(), self.epoch, self.config)
-        if resumed is None:
-            self.save(is_best=False)
-        elif self.folder != resumed.folder:
+        if resumed is not None and self.folder != resumed.folder:
             resumed.copy_best(self.folder)
-            self.save(is_best=False)
 
     def remove_folder(self) -> None:
+        if not self.world.is_main:
+            return
         for path in self.folder.iterdir():
             path.unlink()
         self.folder.rmdir()
@@ -166,7 +184,7 @@ class Trainer:
         every = self.config.monitor_every
         if not every:
             return contextlib.nullcontext()
-        sinks = [JSONL(self.folder)]
+        sinks = [JSONL(self.folder)] if self.world.is_main else []
         return Monitor(self.learner.optimizer, self.learner.model, every, sinks, start_step=self.step_number())
 
     # ---------------------------------------------------------------- one epoch
@@ -185,7 +203,7 @@ class Trainer:
                 f"diverged; start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
             )
         self.progress.evaluating()
-        result = evaluate(self.learner, self.evaluation.epoch(0), self.note_bad, lambda: bool(self.stop))
+        result = evaluate(self.learner, self.evaluation.epoch(0), self.note_bad, self.world.stopped)
         if result is None:
             return False
         self.end_epoch(result, time.perf_counter() - start)
@@ -248,10 +266,12 @@ class Trainer:
         is_best = score > self.best[1]
         if is_best:
             self.best = (self.epoch, score)
-            if result.illustrate is not None:
+            if result.illustrate is not None and self.world.is_main:
                 result.illustrate(self.folder)
-        self.history.add(row, steps)
+        if self.world.is_main:
+            self.history.add(row, steps)
         self.save(is_best)
+        self.gather_bad()
         self.progress.say(describe_epoch(self.task, row, self.config.epochs, len(self.late_bad), blame))
         if not self.advised and len(steps) >= STEPS_TO_JUDGE:
             advice = advise_loading(row, self.config, self.data.workers)
@@ -294,8 +314,13 @@ class Trainer:
             if self.config.strict:
                 raise UserError(f"--strict: {image.path} cannot be used ({image.reason}); the run is saved up to here")
             if image.path not in self.late_bad:
-                self.late_bad.add(image.path)
+                self.late_bad[image.path] = image
                 self.progress.say(f"skipped {image.path}: {image.reason}")
+
+    def gather_bad(self) -> None:
+        """Name the files that other processes could not read."""
+        for found in self.world.gather(list(self.late_bad.values())):
+            self.note_bad(found)
 
     # ---------------------------------------------------------------- state
 
@@ -313,9 +338,10 @@ class Trainer:
                 "losses": self.losses,
             },
             "best": {"epoch": self.best[0], self.task.score_key: self.best[1]},
-            "random": random_state(),
+            "random": random_states(self.world, self.learner.device),
         }
-        save_checkpoint(self.folder, state, is_best, self.step_number(), self.config.keep)
+        if self.world.is_main:
+            save_checkpoint(self.folder, state, is_best, self.step_number(), self.config.keep)
         self._saved = (self.epoch, self.batch)
 
     @property
@@ -333,7 +359,7 @@ class Trainer:
         self.losses = list(state["position"].get("losses", []))
         self.best = (state["best"]["epoch"], state["best"][self.task.score_key])
         self._saved = (self.epoch, self.batch)
-        set_random_state(state["random"])
+        set_random_states(state["random"], self.world, self.learner.device, self.config.seed, self.epoch, self.batch)
 
     def interrupted(self) -> int:
         self.save(is_best=False)
@@ -347,7 +373,7 @@ class Trainer:
         return self.stop.exit_code
 
     def draw(self) -> None:
-        if self.history.summary:
+        if self.history.summary and self.world.is_main:
             title = run_name(self.config.model, self.config.data)
             draw_curves(self.folder, self.history.summary, self.task.panels, self.config.clip_grad, title)
         self._drawn = time.perf_counter()

@@ -36,7 +36,7 @@ def state_of(value: float) -> dict[str, Any]:
         "scaler": {},
         "position": {"epoch": 1, "batch": 0, "tally": {}},
         "best": {"epoch": 1, "balanced_accuracy": 0.5},
-        "random": random_state(),
+        "random": random_state(torch.device("cpu")),
     }
 
 
@@ -178,8 +178,8 @@ def test_older_checkpoints_are_kept_and_fallen_back_on(tmp_path: Path) -> None:
 
 
 def test_random_states_come_back() -> None:
-    state = random_state()
+    state = random_state(torch.device("cpu"))
     expected = torch.rand(3)
     torch.rand(5)
-    set_random_state(state)
+    set_random_state(state, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)

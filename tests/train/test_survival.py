@@ -224,26 +224,54 @@ def test_a_claim_ends_with_its_process_and_not_with_its_workers(tmp_path: Path) 
 # ---------------------------------------------------------------- a worker that dies
 
 
-def test_a_dead_worker_ends_the_run_with_what_to_do(
-    undisturbed: Path, photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Kill the worker that reads a certain image, once the run is under way: the first so many times."""
+    from torch.utils.data import dataloader
+
     from gradfast.train import batches
 
-    real = batches.ImageDataset.load
+    iterator = dataloader._MultiProcessingDataLoaderIter
+    monkeypatch.setattr(iterator._try_get_data, "__defaults__", (0.2,))  # else five seconds pass before torch looks
 
-    def load(self: Any, index: int) -> Any:
-        if os.getpid() != main_process and index == 3 and Path("run/last.pt").is_file():
-            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
-        return real(self, index)
+    def die(times: int) -> None:
+        real, main_process = batches.ImageDataset.load, os.getpid()
 
-    main_process = os.getpid()
-    flags = ["--workers", "1", "--cache", "off"]
-    with monkeypatch.context() as dying:
-        dying.setattr(batches.ImageDataset, "load", load)
-        refused(
-            [*command(photos, "run"), *flags],
-            r"a process that reads images died \(.*\); the last checkpoint is run/last\.pt, after 0 epochs.*"
-            r"--resume run --workers 0 goes on",
-        )
+        def load(self: Any, index: int) -> Any:
+            if os.getpid() != main_process and index == 3 and Path("run/last.pt").is_file():
+                died = len(list(Path().glob("died-*")))
+                if died < times:
+                    Path(f"died-{died}").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+            return real(self, index)
+
+        monkeypatch.setattr(batches.ImageDataset, "load", load)
+
+    return die
+
+
+def test_a_dead_worker_is_replaced_and_nothing_is_lost(
+    undisturbed: Path, photos: Path, in_tmp: Path, dying: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    dying(3)
+    assert main([*command(photos, "run"), "--workers", "2", "--cache", "off"]) == 0
+    assert len(list(in_tmp.glob("died-*"))) == 3
+    out = capsys.readouterr().out
+    assert out.count("a process that reads images died (DataLoader worker") == 3
+    assert "with new ones (3 of 3)" in out
+    assert_same_run(Path("run"), undisturbed)
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_a_worker_that_always_dies_ends_the_run_with_what_to_do(
+    undisturbed: Path, photos: Path, in_tmp: Path, dying: Callable[[int], None], refused: Refused
+) -> None:
+    dying(4)
+    refused(
+        [*command(photos, "run"), "--workers", "1", "--cache", "off"],
+        r"a process that reads images died \(.*\); the last checkpoint is run/last\.pt, after 0 epochs.*"
+        r"--resume run --workers 0 goes on",
+    )
     assert main(["train", "--resume", "run", "--workers", "0"]) == 0
     assert_same_run(Path("run"), undisturbed)

@@ -36,6 +36,10 @@ class SceneBatch(NamedTuple):
     def size(self) -> int:
         return len(self.targets)
 
+    def emptied(self) -> SceneBatch:
+        """The same without its scenes."""
+        return self._replace(images=[], targets=[])
+
 
 class SceneDataset(Dataset):
     """The scenes of a listing, by (epoch, index).

@@ -15,6 +15,19 @@ class MachineOptions:
     device: str = option(
         "auto", parse.text, "machine", "cpu, cuda, cuda:1 ...; auto takes a GPU if there is one", "DEVICE"
     )
+    parallel: str = choice(
+        "auto",
+        "machine",
+        "what the processes of torchrun have: ddp (each the whole model) or fsdp (each a shard of every block); auto "
+        "is ddp where there are several",
+        "auto",
+        "none",
+        "ddp",
+        "fsdp",
+    )
+    sync_bn: bool = switch(
+        "machine", "batch norms see the images of all processes, not each its own part's: the result of one process"
+    )
     amp: str = choice(
         "off",
         "machine",

@@ -16,7 +16,9 @@ class OptimisationOptions:
     """The settings of the group `optimisation`."""
 
     epochs: int = option(8, parse.positive_int, "optimisation", "passes over the training images", "N")
-    batch_size: int = option(32, parse.positive_int, "optimisation", "images per forward pass", "N")
+    batch_size: int = option(
+        32, parse.positive_int, "optimisation", "images per forward pass, of all processes together", "N"
+    )
     grad_accum: int = option(
         1, parse.positive_int, "optimisation", "batches whose gradients are averaged into one step", "N"
     )

@@ -15,6 +15,7 @@ from gradfast.train.data import Data, build_data
 from gradfast.train.metrics import Confusion, majority_share
 from gradfast.train.mixing import Mixing, build_mixing
 from gradfast.train.models import build_model
+from gradfast.train.parallel import World
 from gradfast.train.place import Place, normaliser
 from gradfast.train.tasks.task import Evaluation, Panel
 
@@ -80,6 +81,7 @@ class ClassObjective:
     """
 
     components = ()
+    fewest = 2  # over one image, left over when its neighbours could not be read, there is no variance
 
     def __init__(self, criterion: ClassificationLoss, classes: int, place: Place, mixing: Mixing | None = None) -> None:
         self.criterion = criterion
@@ -87,16 +89,27 @@ class ClassObjective:
         self.place = place
         self.mixing = mixing
         self.normalise = normaliser(place.device)
+        self.class_weights = None if criterion.weights is None else criterion.weights.double().cpu()
 
-    def usable(self, batch: Batch) -> bool:
-        """Batch normalisation has no variance over one image, left over when its neighbours could not be read."""
-        return batch.size > 1
+    @property
+    def mixes(self) -> bool:
+        return self.mixing is not None
+
+    def weight(self, batch: Batch) -> float:
+        """The sum of the weights of its images' classes; mixed images have none."""
+        if self.class_weights is None or self.mixes:
+            return float(batch.size)
+        return float(self.class_weights[batch.targets].sum())
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         images, targets = self.to_device(batch)
-        if self.mixing is not None:
+        if self.mixing is not None and batch.size:
             images, targets = self.mixing(images, targets, batch.number)
-        return self.criterion(self.logits(model, images), targets), {}
+            images, targets = images[batch.guests :], targets[batch.guests :]
+        logits = self.logits(model, images)
+        if not batch.size:
+            return 0.0 * logits.sum(), {}
+        return self.criterion(logits, targets), {}
 
     def meter(self) -> ClassMeter:
         return ClassMeter(self)
@@ -127,6 +140,10 @@ class ClassMeter:
         logits = self.objective.logits(model, images)
         self.sums += torch.stack(self.objective.criterion.sums(logits, targets)).double()
         self.confusion.add(logits, targets)
+
+    def join(self, world: World) -> None:
+        world.add_up(self.sums)
+        world.add_up(self.confusion.counts)
 
     def result(self) -> Evaluation:
         loss = float(self.sums[0] / self.sums[1])

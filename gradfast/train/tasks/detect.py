@@ -14,6 +14,7 @@ from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.metrics import NAMES, CocoEvaluation
 from gradfast.train.coco.pictures import draw_predictions
 from gradfast.train.config import TrainConfig
+from gradfast.train.parallel import World
 from gradfast.train.place import Place
 from gradfast.train.tasks.detect_data import DetectionData, build_detection_data
 from gradfast.train.tasks.detectors import DETECTORS, build_detector
@@ -23,6 +24,13 @@ PREFIX = "eval_"
 PICTURES = "predictions.png"
 PICTURED = 9  # held-out images, the first ones
 CLASSES_SHOWN = 8
+
+# A blank image without a box, through which a process that has no image takes part in a step.
+NOTHING = SceneBatch(
+    [torch.zeros(3, 64, 64, dtype=torch.uint8)],
+    [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": -1}],
+    [],
+)
 
 
 class Detect:
@@ -78,16 +86,21 @@ class BoxObjective:
         held_out: the ground truth.
     """
 
+    fewest = 1  # one image has many places to take a mean over
+    mixes = False
+
     def __init__(self, components: Sequence[str], held_out: SceneListing, place: Place) -> None:
         self.components = components
         self.held_out = held_out
         self.place = place
 
-    def usable(self, batch: SceneBatch) -> bool:
-        """One image is enough: it has many places to take a mean over."""
-        return batch.size > 0
+    def weight(self, batch: SceneBatch) -> float:
+        return float(batch.size)
 
     def losses(self, model: nn.Module, batch: SceneBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if not batch.size:
+            total, named = self.losses(model, NOTHING)
+            return 0.0 * total, {name: 0.0 * part for name, part in named.items()}
         targets = [
             {name: target[name].to(self.place.device, non_blocking=True) for name in ("boxes", "labels")}
             for target in batch.targets
@@ -122,6 +135,10 @@ class BoxMeter:
         self.coco.add([target["image_id"] for target in batch.targets], predictions)
         room = PICTURED - len(self.pictured)
         self.pictured += list(zip(batch.images, batch.targets, predictions))[:room]
+
+    def join(self, world: World) -> None:
+        if world.size > 1:
+            self.coco.merge(world.gather(self.coco.state()))
 
     def result(self) -> Evaluation:
         values = {PREFIX + name: value for name, value in self.coco.results().metrics.items()}

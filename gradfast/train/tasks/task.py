@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradfast.train.batches import BatchLoader
 from gradfast.train.config import TrainConfig
 from gradfast.train.images import BadImage
+from gradfast.train.parallel import World
 from gradfast.train.place import Place
 
 
@@ -25,6 +26,9 @@ class AnyBatch(Protocol):
     @property
     def size(self) -> int:
         """How many images it holds."""
+
+    def emptied(self) -> AnyBatch:
+        """The same without its images."""
 
 
 class TaskData(Protocol):
@@ -64,6 +68,9 @@ class Meter(Protocol):
     def add(self, model: nn.Module, batch: Any) -> None:
         """Measure a model, which is in evaluation mode, on a batch."""
 
+    def join(self, world: World) -> None:
+        """Take in what the other processes gathered; all of them come to the same."""
+
     def result(self) -> Evaluation: ...
 
 
@@ -74,11 +81,22 @@ class Objective(Protocol):
     def components(self) -> Sequence[str]:
         """Names of the parts of the loss, where it has several."""
 
-    def usable(self, batch: Any) -> bool:
-        """Whether a training batch holds enough to learn from."""
+    @property
+    def fewest(self) -> int:
+        """How many images a training batch needs where batch norms see no others."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each image of a training batch is mixed with the one before it."""
+
+    def weight(self, batch: Any) -> float:
+        """What the loss of a training batch is a mean over: the sum of its images' weights."""
 
     def losses(self, model: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a training batch, averaged over its images, and its parts by the names of `components`."""
+        """The loss of a training batch, averaged over its images, and its parts by the names of `components`.
+
+        Of a batch without images, as one process of several may have, they are zeros that depend on every parameter.
+        """
 
     def meter(self) -> Meter: ...
 
