@@ -71,8 +71,7 @@ def test_the_run_folder_of_the_real_models(scenes: Path, in_tmp: Path, model: st
     assert main(one_stage(command) if model.startswith("retina") else command) == 0
     names = {path.name for path in Path("run").iterdir()}
     expected = {"summary.csv", "steps.csv", "config.yaml", "curves.png", "predictions.png", "last.pt", "best.pt"}
-    expected.add("events.jsonl")
-    assert names == expected
+    assert names - {"events.jsonl"} == expected  # the record of what the guard saw, where it saw anything
     parts = RETINANET if model.startswith("retina") else FASTER_RCNN
     steps = read_rows(Path("run/steps.csv"))
     assert len(steps) == 5 and list(steps[0])[-len(parts) :] == list(parts)
