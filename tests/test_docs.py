@@ -234,3 +234,14 @@ def test_drawings_are_those_of_the_script() -> None:
     script = load_script("draw_how")
     for name, draw in script.DRAWINGS.items():
         assert (ROOT / "docs/images" / name).read_text() == str(draw())
+
+
+def test_the_guides_pictures_are_those_of_its_commands() -> None:
+    figures = load_script("draw_guide").FIGURES
+    text = (ROOT / "docs/training.md").read_text()
+    shown = [tuple(arguments) for arguments in command_lines(text)]
+    for name, figure in figures.items():
+        picture = ROOT / f"docs/images/guide-{name}.png"
+        assert f"images/{picture.name}" in text and picture.stat().st_size < 80_000
+        for run in figure.runs:
+            assert tuple(shlex.split(run.command)[1:]) in shown, run.command
