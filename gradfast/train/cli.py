@@ -24,13 +24,16 @@ updates in one pass, so clipping costs nothing and the norm is there to look at.
 
   gradfast train                               ResNet50 on photographs of solar cells, a few minutes on two cores
   gradfast train --data photos/ --epochs 30    your own folder of classes
+  gradfast train --data cifar10 --data-root sets/ --img-size 32      a data set of torchvision
   gradfast train --task detect --data scenes/  boxes around objects, from annotations in COCO's format
   gradfast train --recipe tiny                 settings that go together; the recipes are listed at the end
+  gradfast train --lr-find                     look for the learning rate first
+  gradfast train --on-spike rollback           go back to a snapshot where training blows up
   gradfast train --resume auto                 continue what was interrupted
   torchrun --nproc_per_node=4 -m gradfast train ...     on four GPUs, or as many processes on CPUs
 
-In the run folder: summary.csv (a line per epoch), steps.csv (a line per step), curves.png, config.yaml, and the
-checkpoints last.pt and best.pt."""
+In the run folder: summary.csv (a line per epoch), steps.csv (a line per step), events.jsonl (what went wrong, if it
+did), curves.png, config.yaml, and the checkpoints last.pt and best.pt."""
 
 
 def build_parser() -> CommandParser:

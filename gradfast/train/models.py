@@ -20,6 +20,7 @@ from gradfast.nn import (
     replace_norms,
 )
 from gradfast.train.config import TrainConfig
+from gradfast.train.weights import find_weights
 
 
 def build_model(config: TrainConfig, classes: int) -> nn.Module:
@@ -51,7 +52,7 @@ def build_model(config: TrainConfig, classes: int) -> nn.Module:
     except ValueError as error:
         raise UserError(f"{change}: {first_line(error)}") from error
     if config.weights is not None:
-        load_pretrained(model, config.weights)
+        load_pretrained(model, find_weights(config.model, config.weights))
     check_size(model, config)
     return model
 

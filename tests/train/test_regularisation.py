@@ -230,9 +230,39 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(model.conv1.weight, source.conv1.weight) and model.fc.out_features == 2
 
 
+def test_weights_come_from_torchvision_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    source = torchvision.models.resnet18()
+    asked: list[str] = []
+
+    def fetch(self: torchvision.models.ResNet18_Weights, **_: object) -> dict[str, torch.Tensor]:
+        asked.append(self.name)
+        return source.state_dict()
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fetch)
+    for name in ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
+        model = build_model(config_of(weights=name), 2)
+        assert torch.equal(model.conv1.weight, source.conv1.weight) and model.fc.out_features == 2
+    assert asked == ["IMAGENET1K_V1"] * 3
+
+    def unreachable(self: torchvision.models.ResNet18_Weights, **_: object) -> dict[str, torch.Tensor]:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
+    with pytest.raises(
+        UserError, match=r"--weights DEFAULT: could not be fetched from https://.* \(no route to host\)"
+    ):
+        build_model(config_of(weights="DEFAULT"), 2)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"weights": "IMAGENET1K_V9"},
+            r"--weights IMAGENET1K_V9: there is no such file, and .* \(for resnet18: IMAGENET1K_V1, DEFAULT\)",
+        ),
         ({"activation": "rulu"}, r"--activation rulu: there is no activation 'rulu' here; did you mean 'relu'"),
         ({"model": "alexnet", "drop_path": 0.1, "img_size": 64}, r"--drop-path 0\.1: .*no residual branch"),
         ({"model": "alexnet", "init": "fixup", "img_size": 64}, r"--init fixup: .*no residual branch"),

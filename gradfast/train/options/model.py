@@ -23,9 +23,10 @@ class ModelOptions:
         None,
         parse.text,
         "model",
-        "begin with the weights of this file (of torch.save) where names and shapes fit, instead of at random; a "
-        "classifier for other classes is drawn anew, and a detector takes a classifier's ResNet",
-        "FILE",
+        "begin with the weights of this file (of torch.save) where names and shapes fit, instead of at random, or with "
+        "torchvision's of a name, such as IMAGENET1K_V2 or DEFAULT, which are fetched; a classifier for other classes "
+        "is drawn anew, and a detector takes a classifier's ResNet",
+        "FILE|NAME",
     )
     init: str | None = option(
         None,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
@@ -14,6 +15,7 @@ from gradfast.errors import UserError
 from gradfast.nn import group_norms, load_pretrained
 from gradfast.nn.pretrained import read_weights
 from gradfast.train.config import FIELDS, TrainConfig, flag
+from gradfast.train.weights import find_weights
 
 # Parts of the loss of each, as torchvision calls them.
 FASTER_RCNN = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -66,7 +68,7 @@ def build_detector(config: TrainConfig, classes: int) -> nn.Module:
     if config.norm == "group":
         group_norms(body)
     if config.weights is not None:
-        load_detector(model, config.weights)
+        load_detector(model, find_weights(config.model, config.weights))
     if config.frozen_norm:
         freeze_norms(body)
     assert config.trainable_backbone_layers is not None
@@ -105,13 +107,13 @@ def zero_last_norms(body: nn.Module) -> None:
             nn.init.zeros_(block.bn3.weight if isinstance(block, Bottleneck) else block.bn2.weight)
 
 
-def load_detector(model: Any, path: str) -> None:
+def load_detector(model: Any, source: str | Mapping[str, Tensor]) -> None:
     """Begin with a detector's weights, or fill the ResNet with those of a classifier.
 
     Raises:
-        UserError: the file holds neither.
+        UserError: the source holds neither.
     """
-    weights = read_weights(path)
+    weights = read_weights(source)
     if any(name.startswith("backbone.") for name in weights):
         load_pretrained(model, weights)
     else:
