@@ -1,10 +1,11 @@
-"""What the monitor costs: the time spent in its hooks, as a share of ResNet50's training steps.
+"""What the monitor costs, as a share of ResNet50's training steps, measured in two ways.
 
     python benchmarks/monitor.py --steps 10 --every 50
 
-Every second step is a sample, so that few steps show what both kinds cost; the share is worked out for one sample in
-`--every` steps. All times are taken in the same steps, so that a busy machine slows them alike. On a GPU the hooks'
-time is the host's, which hides behind the device's.
+Its hooks are timed inside steps, so that a busy machine slows both alike. And steps are taken in turns without the
+monitor, with it, and with a sample: the median of the ratios is what a user sees, its noise included. The share is
+worked out for one sample in `--every` steps. On a GPU the hooks' time is the host's, which hides behind the device's:
+there the turns tell.
 """
 
 from __future__ import annotations
@@ -56,25 +57,46 @@ def main() -> None:
             torch.cuda.synchronize()
 
     step()
-    monitor = gradfast.Monitor(optimizer, model, every=2)
-    spent: list[float] = []
-    optimizer._optimizer_step_pre_hooks.clear()
-    optimizer._optimizer_step_post_hooks.clear()
-    optimizer.register_step_pre_hook(timed(monitor._before_step, spent))
-    optimizer.register_step_post_hook(timed(monitor._after_step, spent))
-    step(), step()  # its first sample, and its first as it will be
-    spent.clear()
-    wait()
-    start = time.perf_counter()
-    for _ in range(options.steps):
+    bare, hooks, turns = [], {"plain": [], "sample": []}, {"plain": [], "sample": []}
+    monitor = gradfast.Monitor(optimizer, model, every=1)
+    before, after = monitor._before_step, monitor._after_step
+    step()  # its first sample
+
+    def take(kind: str | None) -> tuple[float, float]:
+        """Seconds of a step, and of the monitor's hooks in it; without the monitor, with it, or with a sample."""
+        spent: list[float] = []
+        optimizer._optimizer_step_pre_hooks.clear()
+        optimizer._optimizer_step_post_hooks.clear()
+        if kind is not None:
+            monitor.every = 1 if kind == "sample" else 10**9
+            optimizer.register_step_pre_hook(timed(before, spent))
+            optimizer.register_step_post_hook(timed(after, spent))
+        wait()
+        start = time.perf_counter()
         step()
-    wait()
-    own = [before + after for before, after in zip(spent[::2], spent[1::2])]
-    bare = (time.perf_counter() - start - sum(own)) / options.steps
-    plain, sample = statistics.median(own[0::2]), statistics.median(own[1::2])  # steps 3, 5, ... and 4, 6, ...
-    share = (sample + (options.every - 1) * plain) / options.every / bare
-    print(f"{device}: a step without the monitor {1e3 * bare:.1f} ms; its hooks: {1e3 * plain:.3f} ms, at a sample")
-    print(f"{1e3 * sample:.1f} ms; with a sample every {options.every} steps {100 * share:.2f} % of the time")
+        wait()
+        return time.perf_counter() - start, sum(spent)
+
+    for kind in (None, "plain", "sample"):
+        take(kind)
+    for number in range(options.steps):
+        order = [None, "plain", "sample"] if number % 2 else ["sample", "plain", None]
+        taken = {kind: take(kind) for kind in order}
+        bare.append(taken[None][0])
+        for kind in ("plain", "sample"):
+            hooks[kind].append(taken[kind][1])
+            turns[kind].append(taken[kind][0] / taken[None][0] - 1)
+
+    def share(plain: float, sample: float) -> float:
+        return 100 * (sample + (options.every - 1) * plain) / options.every
+
+    plain, sample, alone = (statistics.median(times) for times in (hooks["plain"], hooks["sample"], bare))
+    percent = share(plain, sample) / alone
+    print(f"{device}: a step without the monitor {1e3 * alone:.1f} ms; its hooks: {1e3 * plain:.3f} ms, at a sample")
+    print(f"{1e3 * sample:.1f} ms; with a sample every {options.every} steps {percent:.2f} % of the time")
+    plain, sample = (statistics.median(turns[kind]) for kind in ("plain", "sample"))
+    together = f"{share(plain, sample):+.2f} % together"
+    print(f"in turns: a step {100 * plain:+.2f} %, with a sample {100 * sample:+.2f} %; {together}")
 
 
 if __name__ == "__main__":

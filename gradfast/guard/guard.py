@@ -6,8 +6,9 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,8 +18,17 @@ from gradfast.guard.pending import PendingSteps, StepOutcome
 from gradfast.guard.snapshots import SnapshotRing, Stateful
 from gradfast.monitor.events import Event, SpikeRule, worst
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _log = logging.getLogger("gradfast")
 _Batch = TypeVar("_Batch")
+
+
+def several_ranks() -> bool:
+    """Whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818  the end of a run, as StopIteration is of a loop
@@ -68,6 +78,10 @@ class Guard:
         drain_every: steps between two looks at the device; 1 on a CPU and 20 elsewhere by default.
         on_event: called with every `gradfast.monitor.events.Event`; all of them are logged and kept in `events`.
         keep_events: how many events are kept.
+        process_group: ranks that train one model on batches of their own (DDP, FSDP), such as
+            `torch.distributed.group.WORLD`. Their losses are averaged before they are looked at, by one small
+            all-reduce a look, so that all ranks decide alike; the gradients' norm is the same on all anyway. Each takes
+            snapshots of its own: with a folder, give each rank another.
     """
 
     def __init__(
@@ -89,6 +103,7 @@ class Guard:
         drain_every: int | None = None,
         on_event: Callable[[Event], None] | None = None,
         keep_events: int = 1000,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not hasattr(optimizer, "grad_norms"):
             raise TypeError(
@@ -111,7 +126,9 @@ class Guard:
         self.on_event = on_event
         self.events: deque[Event] = deque(maxlen=keep_events)
         self.steps = self.rollbacks = self.consecutive_skips = 0
-        self._pending = PendingSteps()
+        self._pending = PendingSteps(process_group)
+        if process_group is None and self.loss_watch is not None and several_ranks():
+            _log.warning("Guard: each rank looks at a loss of its own; give process_group= for all to decide alike")
         self._drop_batches = 0
 
     # ---------------------------------------------------------------- in the loop
@@ -134,7 +151,7 @@ class Guard:
             else:
                 scaler.step(self.optimizer)
         self.steps += 1
-        self._pending.add(self.steps, self.optimizer._stepped_engine(), loss)
+        self._pending.add(self.steps, self.optimizer, loss)
         if len(self._pending) >= (self.drain_every or self._usual_interval()):
             self.drain()
 
@@ -180,7 +197,7 @@ class Guard:
                 return self._roll_back(outcome, "loss", why)
             if self.loss_watch.high_in_a_row == self.loss_watch.patience:
                 message = f"step {outcome.step}: {why}"
-                self._record(Event(outcome.step, "loss", report.norm, None, "applied", [], message))
+                self._record(self._consequence(outcome, "loss", "applied", message))
         return False
 
     def _event_of(self, outcome: StepOutcome, spike: float | None = None) -> Event:
@@ -199,6 +216,14 @@ class Guard:
         leading = ", ".join(f"{name} {norm:.4g}" for name, norm in found)
         message = f"step {outcome.step} {action} by {rule}: gradient norm {report.norm:.4g}{against}; worst: {leading}"
         return Event(outcome.step, rule, report.norm, threshold, action, found, message)
+
+    def _consequence(self, outcome: StepOutcome, rule: str, action: str, message: str) -> Event:
+        """The event of what follows from several steps; the norm and the worst parameters are the last one's."""
+        threshold = float(self.max_consecutive_skips) if rule == "skips" else None
+        if rule == "loss" and self.loss_watch is not None:
+            threshold = self.loss_watch.threshold
+        found = worst(*self._norms_of(outcome))
+        return Event(outcome.step, rule, outcome.report.norm, threshold, action, found, message)
 
     def _norms_of(self, outcome: StepOutcome) -> tuple[list[str], list[float]]:
         """Each parameter's gradient norm in that step, from the sums of powers that the norm was made of."""
@@ -241,12 +266,12 @@ class Guard:
         if self.loss_watch is not None:
             self.loss_watch.reset()
         message = f"step {outcome.step}: {why}; rolled back to step {step} ({self.rollbacks} of {self.max_rollbacks})"
-        self._record(Event(outcome.step, rule, outcome.report.norm, None, "rolled back", [], message))
+        self._record(self._consequence(outcome, rule, "rolled back", message))
         return True
 
     def _stop(self, outcome: StepOutcome, rule: str, why: str, no_help: str) -> None:
         message = f"training stopped at step {outcome.step}: {why}, and {no_help}"
-        self._record(Event(outcome.step, rule, outcome.report.norm, None, "stopped", [], message))
+        self._record(self._consequence(outcome, rule, "stopped", message))
         last = "".join(f"\n  {event.message}" for event in list(self.events)[-6:-1])
         raise TrainingStopped(message + (f". Before that:{last}" if last else ""), list(self.events))
 

@@ -15,10 +15,11 @@ class Event:
 
     Attributes:
         step: counted from 1.
-        rule: "nonfinite" for a NaN or infinite norm, "spike" for one far above those before.
+        rule: "nonfinite" for a NaN or infinite norm, "spike" for one far above those before, "max_norm" or the name of
+            a clip policy; of a guard also "skips" for too many in a row and "loss" for one that left its course.
         norm: global gradient norm before clipping.
-        threshold: what the norm was held against; None for "nonfinite".
-        action: what was done: "skipped", "clipped", "applied".
+        threshold: what the norm was held against, or the count of skips, or the loss; None for "nonfinite".
+        action: what was done: "skipped", "clipped", "applied", "rolled back", "stopped".
         worst: (parameter, its gradient norm), the largest or the non-finite first.
         message: all of it in words, with the first bad layer where it was looked for.
     """

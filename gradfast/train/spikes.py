@@ -12,6 +12,7 @@ from torch import nn
 
 from gradfast.files import atomic_write
 from gradfast.guard import BackOff, Guard, Rewarm, SnapshotRing, TrainingStopped
+from gradfast.guard.guard import several_ranks
 from gradfast.monitor.events import Event
 from gradfast.monitor.sinks import JSONL
 from gradfast.optim.base import ClippedOptimizer
@@ -61,6 +62,7 @@ def build_guard(
         max_consecutive_skips=SKIPS_IN_A_ROW,
         clipped_below=0.0,  # under a limit of 1 most first steps of a network are clipped to a hundredth
         spike=SPIKE,
+        process_group=torch.distributed.group.WORLD if several_ranks() else None,
     )
 
 

@@ -115,8 +115,8 @@ def _call_loss(loss_fn: Callable[..., Tensor], output: Any, targets: Any) -> Ten
     """loss_fn(output, targets), or loss_fn(output) where it takes no more."""
     given = (output, targets) if takes(loss_fn, 2) else (output,)
     if not takes(loss_fn, len(given)):
-        name, found = getattr(loss_fn, "__name__", loss_fn), inspect.signature(loss_fn)
-        raise ValueError(f"loss_fn has to take (output, targets), or the output alone; {name!r} takes {found}")
+        name, signature = getattr(loss_fn, "__name__", loss_fn), inspect.signature(loss_fn)
+        raise ValueError(f"loss_fn has to take (output, targets), or the output alone; {name!r} takes {signature}")
     loss = loss_fn(*given)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
