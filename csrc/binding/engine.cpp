@@ -155,6 +155,8 @@ void Engine::apply(const StepSettings& settings) {
   norm_ = norm_of(settings.norm_type);
   TORCH_CHECK_NOT_IMPLEMENTED(settings.group_limits.empty() || parts_.size() == 1,
                               "gradfast: max_norm of a parameter group needs all parameters on one device");
+  TORCH_CHECK_NOT_IMPLEMENTED(!settings.clips_updates || parts_.size() == 1,
+                              "gradfast: update_clipping=True needs all parameters on one device");
   for (Part& part : parts_) {
     part.loss_scale = scalar_on(part.device, settings.loss_scale, "loss_scale");
     part.found_infinite = scalar_on(part.device, settings.found_infinite, "found_infinite");
@@ -164,6 +166,7 @@ void Engine::apply(const StepSettings& settings) {
     part.problem.clip.nonfinite = settings.propagate ? NonFinite::propagate : NonFinite::skip;
     part.problem.loss_scale = address(part.loss_scale);
     part.problem.rounding_seed = settings.rounding_seed;
+    part.problem.clips_updates = settings.clips_updates;
     part.problem.found_infinite = address(part.found_infinite);
     for (std::size_t g = 0; g < settings.group_limits.size(); ++g) {
       part.problem.groups.at(g).max_norm = settings.group_limits[g];

@@ -33,7 +33,9 @@ struct StepSettings {
 
   // A limit a group for the norm of its own gradients, infinity for none; empty where no group has one.
   std::vector<double> group_limits;
-  // A factor a parameter on its learning rate: a double tensor on the device of the parameters.
+  // Update clipping: on the CPU the step finds the learning rates' factors itself; on other devices they are given, a
+  // factor a parameter, as a double tensor on the device of the parameters.
+  bool clips_updates = false;
   std::optional<at::Tensor> rate_factors;
 };
 

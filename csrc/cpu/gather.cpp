@@ -71,4 +71,19 @@ void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk,
   });
 }
 
+double square_updates_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk,
+                               const UpdateFunctions& functions, const void* constants) {
+  Buffer buffers[kMaxArrays];
+  double sum = 0;
+  for_each_block(chunk, [&](std::int64_t first, std::int64_t count) {
+    Span span{{}, count};
+    for (int a = kGradient; a < functions.arrays; ++a) {
+      gather(slot, layout, a, first, count, &buffers[a]);
+      span.arrays[a] = buffers[a].bytes;
+    }
+    sum += functions.square_updates(constants, span);
+  });
+  return sum;
+}
+
 }  // namespace gradfast::cpu

@@ -13,4 +13,8 @@ double measure_gathered(const Slot& slot, const Layout& layout, const Chunk& chu
 void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, const UpdateFunctions& functions,
                      const void* constants);
 
+// As functions.square_updates, likewise.
+double square_updates_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk,
+                               const UpdateFunctions& functions, const void* constants);
+
 }  // namespace gradfast::cpu

@@ -62,6 +62,25 @@ GF_HOST_DEVICE void update_loop(const void* constants, const Span& span) {
   }
 }
 
+// The update's size, for update clipping: reads g, which phase one has just brought into the cache, and v: 4 bytes more
+// a parameter in fp32, 36 in all.
+template <class Rule, class T>
+GF_HOST_DEVICE double squares_loop(const void* constants, const Span& span) {
+  constexpr int kLanes = 16;
+  const auto k = *static_cast<const typename Rule::template Constants<Arithmetic<T>>*>(constants);
+  const T* g = static_cast<const T*>(span.arrays[kGradient]);
+  const T* v = static_cast<const T*>(span.arrays[kFirstState + 1]);
+  double sums[kLanes] = {}, total = 0;
+  const std::int64_t whole = span.length / kLanes * kLanes;
+  for (std::int64_t i = 0; i < whole; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      sums[lane] += Rule::squared_update(k, widen(g[i + lane]), widen(v[i + lane]));
+  }
+  for (const double sum : sums) total += sum;
+  for (std::int64_t i = whole; i < span.length; ++i) total += Rule::squared_update(k, widen(g[i]), widen(v[i]));
+  return total * Rule::squared_update_factor(k);
+}
+
 template <class NormRule, class T>
 struct MeasureLoop {
   static double baseline(const void* g, std::int64_t n, double p) {
@@ -83,6 +102,20 @@ struct UpdateLoop {
     update_loop<Rule, T>(constants, span);
   }
 };
+
+template <class Rule, class T>
+struct SquaresLoop {
+  static double baseline(const void* constants, const Span& span) { return squares_loop<Rule, T>(constants, span); }
+  GF_TARGET_AVX2 static double avx2(const void* constants, const Span& span) {
+    return squares_loop<Rule, T>(constants, span);
+  }
+  GF_TARGET_AVX512 static double avx512(const void* constants, const Span& span) {
+    return squares_loop<Rule, T>(constants, span);
+  }
+};
+
+template <class Rule>
+concept ClipsUpdates = requires(const typename Rule::template Constants<float>& k) { Rule::squared_update_factor(k); };
 
 template <class Rule, class T>
 void prepare(const PackedHyperparameters& values, double step, double scale, void* constants) {
@@ -113,7 +146,10 @@ UpdateFunctions functions_of(DType dtype) {
     if constexpr (std::is_same_v<T, Half>) {
       return UpdateFunctions{};  // stepped in blocks of fp32
     } else {
-      return UpdateFunctions{&prepare<Rule, T>, best_of<UpdateLoop<Rule, T>>(), kFirstState + Rule::kStates};
+      UpdateFunctions functions{&prepare<Rule, T>, best_of<UpdateLoop<Rule, T>>()};
+      if constexpr (ClipsUpdates<Rule>) functions.square_updates = best_of<SquaresLoop<Rule, T>>();
+      functions.arrays = kFirstState + Rule::kStates;
+      return functions;
     }
   });
 }

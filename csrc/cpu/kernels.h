@@ -21,6 +21,8 @@ struct UpdateFunctions {
   // Writes a rule's constants for one tensor to `constants`, kMaxConstantsBytes long.
   void (*prepare)(const PackedHyperparameters&, double step, double scale, void* constants) = nullptr;
   void (*update)(const void* constants, const Span&) = nullptr;
+  // The sum that update clipping takes the mean of, before the update; null where the rule has none.
+  double (*square_updates)(const void* constants, const Span&) = nullptr;
   int arrays = 0;  // how many of Span::arrays it uses
 
   bool operator==(const UpdateFunctions& other) const { return update == other.update; }

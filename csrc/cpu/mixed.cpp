@@ -100,4 +100,18 @@ void update_mixed(const Slot& slot, const Layout* layout, const Chunk& chunk, co
   }
 }
 
+double square_updates_mixed(const Slot& slot, const Layout* layout, const Chunk& chunk,
+                            const UpdateFunctions& functions, const void* constants) {
+  Buffers buffers;
+  double sum = 0;
+  for (std::int64_t done = 0; done < chunk.length; done += kBlock) {
+    const std::int64_t count = std::min<std::int64_t>(kBlock, chunk.length - done);
+    Block block(slot, layout, buffers, chunk.offset + done, count);
+    Span span{{}, count};
+    for (int a = kGradient; a < functions.arrays; ++a) span.arrays[a] = block.read(a);
+    sum += functions.square_updates(constants, span);
+  }
+  return sum;
+}
+
 }  // namespace gradfast::cpu

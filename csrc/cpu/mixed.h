@@ -13,4 +13,8 @@ namespace gradfast::cpu {
 void update_mixed(const Slot& slot, const Layout* layout, const Chunk& chunk, const UpdateFunctions& functions,
                   const void* constants, std::uint64_t rounding_seed);
 
+// As functions.square_updates, likewise.
+double square_updates_mixed(const Slot& slot, const Layout* layout, const Chunk& chunk,
+                            const UpdateFunctions& functions, const void* constants);
+
 }  // namespace gradfast::cpu

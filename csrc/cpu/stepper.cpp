@@ -44,6 +44,7 @@ void prefetch(const void* array, const Chunk& chunk, int bytes) {
 
 void Stepper::run(const Problem& problem, bool changed, Phase phase, double total, int threads) {
   if (changed || work_.size() != problem.slots.size()) prepare(problem);
+  if (problem.clips_updates && phase != Phase::update) rates_.assign(problem.slots.size(), 1.0);
   if (changed || problem.norm.kind != measured_kind_) choose_norm(problem);
   const bool measures = phase != Phase::update;
   const bool updates = phase != Phase::measure;
@@ -75,6 +76,7 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
       once([&] {
         if (measures) sum_tensors(problem.norm);
         sum_groups(problem);
+        if (problem.clips_updates) find_rates(problem);
       });
     }
     // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
@@ -111,6 +113,7 @@ void Stepper::prepare(const Problem& problem) {
   }
   plan_ = make_plan(sizes, kChunkElements, kTaskElements);
   chunk_sums_.assign(plan_.chunks.size(), 0.0);
+  chunk_squares_.assign(plan_.chunks.size(), 0.0);
   tensor_sums_.assign(problem.slots.size(), 0.0);
 }
 
@@ -136,6 +139,49 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
     } else {
       chunk_sums_[c] = measure_gathered(slot, problem.layouts[slot.layout], chunk, work.measure, problem.norm);
     }
+    if (problem.clips_updates && work.update.square_updates != nullptr)
+      chunk_squares_[c] = square_updates(problem, chunk);
+  }
+}
+
+// The rule's constants for one tensor.
+void Stepper::prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const {
+  const Slot& slot = problem.slots[tensor];
+  PackedHyperparameters values = problem.groups[slot.group].values;
+  if (problem.rate_factors != nullptr) values.value[0] *= problem.rate_factors[slot.number];
+  if (problem.clips_updates) values.value[0] *= rates_[tensor];
+  work_[tensor].update.prepare(values, slot.step == nullptr ? 1.0 : *slot.step + 1.0, scale, constants);
+}
+
+// The arrays of a dense chunk.
+Span Stepper::span_of(const Problem& problem, const Chunk& chunk) const {
+  const Work& work = work_[chunk.tensor];
+  Span span{{}, chunk.length};
+  for (int a = 0; a < work.update.arrays; ++a) {
+    span.arrays[a] = static_cast<std::byte*>(problem.slots[chunk.tensor].arrays[a]) + chunk.offset * work.bytes;
+  }
+  return span;
+}
+
+double Stepper::square_updates(const Problem& problem, const Chunk& chunk) const {
+  alignas(16) std::byte constants[kMaxConstantsBytes];
+  // Nothing that needs the norm clips beside it: the loss scale is all.
+  prepare_constants(problem, chunk.tensor, problem.loss_scale == nullptr ? 1.0 : 1.0 / *problem.loss_scale, constants);
+  const Slot& slot = problem.slots[chunk.tensor];
+  const UpdateFunctions& functions = work_[chunk.tensor].update;
+  const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
+  if (goes_in_blocks(slot)) return square_updates_mixed(slot, layout, chunk, functions, constants);
+  if (layout != nullptr) return square_updates_gathered(slot, *layout, chunk, functions, constants);
+  return functions.square_updates(constants, span_of(problem, chunk));
+}
+
+// Update clipping: what each tensor's learning rate is multiplied with, 1 / max(1, RMS).
+void Stepper::find_rates(const Problem& problem) {
+  rates_.assign(problem.slots.size(), 0.0);
+  for (std::size_t c = 0; c < chunk_squares_.size(); ++c) rates_[plan_.chunks[c].tensor] += chunk_squares_[c];
+  for (std::size_t t = 0; t < rates_.size(); ++t) {
+    const double mean = rates_[t] / static_cast<double>(problem.slots[t].elements);
+    rates_[t] = mean > 1 ? 1 / std::sqrt(mean) : 1;
   }
 }
 
@@ -159,22 +205,15 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
                       prepared->dtype == slot.dtype &&
                       (prepared->step == slot.step || (prepared->step && slot.step && *prepared->step == *slot.step));
     if (!same) {
-      const double step = slot.step == nullptr ? 1.0 : *slot.step + 1.0;
-      PackedHyperparameters values = problem.groups[slot.group].values;
-      if (problem.rate_factors != nullptr) values.value[0] *= problem.rate_factors[slot.number];
       const double scale = by_tensor ? scale_of_tensor(problem, chunk.tensor, decision) : decision.scale;
-      functions.prepare(values, step, scale, constants);
+      prepare_constants(problem, chunk.tensor, scale, constants);
       prepared = &slot;
     }
     const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
     if (goes_in_blocks(slot)) {
       update_mixed(slot, layout, chunk, functions, constants, problem.rounding_seed);
     } else if (layout == nullptr) {
-      Span span{{}, chunk.length};
-      for (int a = 0; a < functions.arrays; ++a) {
-        span.arrays[a] = static_cast<std::byte*>(slot.arrays[a]) + chunk.offset * work_[chunk.tensor].bytes;
-      }
-      functions.update(constants, span);
+      functions.update(constants, span_of(problem, chunk));
     } else {
       update_gathered(slot, *layout, chunk, functions, constants);
     }

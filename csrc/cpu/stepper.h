@@ -30,6 +30,10 @@ class Stepper {
   void prepare(const Problem& problem);
   void choose_norm(const Problem& problem);
   void measure_task(const Problem& problem, const Task& task);
+  void prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const;
+  Span span_of(const Problem& problem, const Chunk& chunk) const;
+  double square_updates(const Problem& problem, const Chunk& chunk) const;
+  void find_rates(const Problem& problem);
   void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
   void sum_tensors(const Norm& norm);
   void sum_groups(const Problem& problem);
@@ -43,7 +47,8 @@ class Stepper {
   NormKind measured_kind_ = NormKind::two;
   std::vector<double> chunk_sums_;
   std::vector<double> tensor_sums_;
-  std::vector<double> group_norms_;  // where a group has a limit of its own
+  std::vector<double> chunk_squares_, rates_;  // for update clipping: of chunks, of tensors
+  std::vector<double> group_norms_;            // where a group has a limit of its own
   Report report_;
 };
 

@@ -64,6 +64,21 @@ struct Adam {
     }
     p -= k.step_size * (m / (std::sqrt(u) * k.inverse_sqrt_correction + k.eps));
   }
+
+  // What update clipping (StableAdamW, Wortsman et al. 2023) takes the mean of, with the v that this step will leave:
+  //
+  //   RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))          lr <- lr / max(1, RMS), of each parameter
+  template <class A>
+  static GF_HOST_DEVICE A squared_update(const Constants<A>& k, A g, A v) {
+    g *= k.gradient_scale;
+    v = k.beta2 * v + k.one_minus_beta2 * g * g;
+    const A floor = k.eps * k.eps;
+    return g * g / (v > floor ? v : floor);
+  }
+  template <class A>
+  static GF_HOST_DEVICE double squared_update_factor(const Constants<A>& k) {
+    return 1.0 / (static_cast<double>(k.inverse_sqrt_correction) * k.inverse_sqrt_correction);
+  }
 };
 
 }  // namespace gradfast

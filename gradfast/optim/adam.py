@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
-from gradfast.optim.precision import Precision
+from gradfast.optim.options import OptionKeywords, takes_options
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 from gradfast.optim.update_clipping import rate_factors
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class _Adam(ClippedOptimizer):
@@ -64,6 +63,7 @@ class Adam(_Adam, torch.optim.Adam):
         RuntimeError: `differentiable=True`.
     """
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -79,16 +79,7 @@ class Adam(_Adam, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        max_norm: float | None = None,
-        clip: Policy | None = None,
-        norm_type: float = 2.0,
-        l1: float = 0.0,
-        nonfinite: str = "skip",
-        process_group: ProcessGroup | None = None,
-        master_weights: bool = False,
-        stochastic_rounding: bool = False,
-        state_dtype: torch.dtype | None = None,
-        rounding_seed: int = 0,
+        **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(
             params,
@@ -102,10 +93,7 @@ class Adam(_Adam, torch.optim.Adam):
             capturable=capturable,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._init_clipping(
-            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
-        )
-        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
+        self._init_clipping(options, foreach, fused, differentiable)
 
 
 class AdamW(_Adam, torch.optim.AdamW):
@@ -119,13 +107,15 @@ class AdamW(_Adam, torch.optim.AdamW):
 
     With `update_clipping=True` it is StableAdamW (Wortsman et al. 2023): every parameter's `lr` is divided by
     `max(1, RMS)`, `RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))` with v of this step. That takes the place of
-    clipping by a norm, and costs a pass of its own: see `gradfast.optim.update_clipping`.
+    clipping by a norm. On a CPU the step measures it beside the norm, which reads v once more; on CUDA it costs a pass
+    of its own: see `gradfast.optim.update_clipping`.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
         RuntimeError: `differentiable=True`.
     """
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -140,32 +130,25 @@ class AdamW(_Adam, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        max_norm: float | None = None,
-        clip: Policy | None = None,
-        norm_type: float = 2.0,
-        l1: float = 0.0,
-        nonfinite: str = "skip",
         update_clipping: bool = False,
-        process_group: ProcessGroup | None = None,
-        master_weights: bool = False,
-        stochastic_rounding: bool = False,
-        state_dtype: torch.dtype | None = None,
-        rounding_seed: int = 0,
+        **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
         )
-        self._init_clipping(
-            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
-        )
-        if update_clipping and (max_norm is not None or clip is not None):
+        self._init_clipping(options, foreach, fused, differentiable)
+        if update_clipping and (self.max_norm is not None or self._clip is not None):
             raise ValueError("update_clipping=True takes the place of clipping by a norm: leave out max_norm and clip")
         self._clips_updates = update_clipping
-        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
 
-    def _rate_factors(self, settings: Any) -> Tensor:
-        groups = [self.param_groups[number] for number in self._engine_groups]
-        return rate_factors(self._engine_parameters, groups, self.state, settings.loss_scale)
+    def _clip_updates(self, settings: Any) -> None:
+        parameters = self._engine_parameters
+        if self._sharding is not None and any(hasattr(parameter, "_local_tensor") for parameter in parameters):
+            raise NotImplementedError("gradfast: update_clipping=True does not take DTensor parameters yet")
+        settings.clips_updates = bool(parameters) and parameters[0].device.type == "cpu"
+        if not settings.clips_updates:
+            groups = [self.param_groups[number] for number in self._engine_groups]
+            settings.rate_factors = rate_factors(parameters, groups, self.state, settings.loss_scale)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_clips_updates": self._clips_updates}

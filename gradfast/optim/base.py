@@ -18,6 +18,7 @@ from gradfast.clip.policies import GlobalNorm, Policy
 from gradfast.optim import states
 from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1, group_limits, norm_settings
 from gradfast.optim.eager import run_eagerly
+from gradfast.optim.options import OptionKeywords, options_of
 from gradfast.optim.policy_state import PolicyState
 from gradfast.optim.precision import Precision
 from gradfast.optim.report import StepReport
@@ -71,7 +72,7 @@ class ClippedOptimizer(StepReport, Optimizer):
     _policy_state: PolicyState | None = None  # where the policy is more than a limit
 
     _has_group_limits = False
-    _clips_updates = False  # asks _rate_factors at every step
+    _clips_updates = False  # calls _clip_updates at every step
 
     # Joins the sums of powers of several processes into one, a 0-d tensor. Called between measuring and updating.
     _join_sums: Callable[[Any], Tensor] | None = None
@@ -83,41 +84,37 @@ class ClippedOptimizer(StepReport, Optimizer):
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _rate_factors(self, settings: Any) -> Tensor:
-        """Return a factor on each parameter's learning rate."""
+    def _clip_updates(self, settings: Any) -> None:
+        """Have the step multiply each parameter's learning rate with a factor, or say by which."""
         raise NotImplementedError
 
     def _init_clipping(
         self,
-        max_norm: float | None,
-        norm_type: float,
-        l1: float,
-        nonfinite: str,
-        foreach: bool | None,
-        fused: bool | None,
-        differentiable: bool,
-        process_group: ProcessGroup | None = None,
-        *,
-        clip: Policy | None = None,
+        options: OptionKeywords,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
     ) -> None:
         """Check and store what gradfast adds; called after the torch class's own `__init__`."""
-        max_norm, norm_type = norm_settings(clip, max_norm, norm_type)
-        check_clipping(max_norm, norm_type, nonfinite)
+        given = options_of(type(self), options)
+        max_norm, norm_type = norm_settings(given.clip, given.max_norm, given.norm_type)
+        check_clipping(max_norm, norm_type, given.nonfinite)
         if differentiable:
             raise RuntimeError(
                 f"gradfast.{type(self).__name__} does not support differentiable=True; use torch.optim's"
             )
         if fused and foreach:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        self.max_norm, self.norm_type, self.nonfinite = max_norm, float(norm_type), nonfinite
-        self.process_group = process_group if process_group is not None else surrounding_group()
-        self._clip = clip
-        if clip is not None and not isinstance(clip, GlobalNorm):
-            self._policy_state = PolicyState(clip, sum(len(group["params"]) for group in self.param_groups))
+        self.max_norm, self.norm_type, self.nonfinite = max_norm, float(norm_type), given.nonfinite
+        self.process_group = given.process_group if given.process_group is not None else surrounding_group()
+        self.precision = given.precision
+        self._clip = given.clip
+        if given.clip is not None and not isinstance(given.clip, GlobalNorm):
+            self._policy_state = PolicyState(given.clip, sum(len(group["params"]) for group in self.param_groups))
         # Kept for whoever reads them; there is one implementation, and it is fused.
-        self.defaults.update(l1=l1, fused=fused)
+        self.defaults.update(l1=given.l1, fused=fused)
         for group in self.param_groups:
-            group.setdefault("l1", l1)
+            group.setdefault("l1", given.l1)
             group["fused"] = fused
             check_l1(group)
         self._init_engine()
@@ -183,7 +180,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         if self._has_group_limits:
             settings.group_limits = group_limits(self.param_groups, self.max_norm)
         if self._clips_updates:
-            settings.rate_factors = self._rate_factors(settings)
+            self._clip_updates(settings)
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)

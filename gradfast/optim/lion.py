@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
-from gradfast.optim.precision import Precision
+from gradfast.optim.options import OptionKeywords, takes_options
 from gradfast.optim.rule_settings import RuleSettings, learning_rate
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class Lion(ClippedOptimizer):
@@ -27,6 +26,7 @@ class Lion(ClippedOptimizer):
     AdamW; for the other arguments see `ClippedOptimizer`. Raises ValueError for a hyper-parameter out of range.
     """
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -35,22 +35,12 @@ class Lion(ClippedOptimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        max_norm: float | None = None,
-        clip: Policy | None = None,
-        norm_type: float = 2.0,
-        l1: float = 0.0,
-        nonfinite: str = "skip",
-        process_group: ProcessGroup | None = None,
-        master_weights: bool = False,
-        stochastic_rounding: bool = False,
-        state_dtype: torch.dtype | None = None,
-        rounding_seed: int = 0,
+        **options: Unpack[OptionKeywords],
     ) -> None:
         if not (lr >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"Invalid Lion settings: {lr=}, {weight_decay=} must be >= 0, {betas=} in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
-        self._init_clipping(max_norm, norm_type, l1, nonfinite, None, None, False, process_group, clip=clip)
-        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
+        self._init_clipping(options)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradfast.clip.policies import Policy
 from gradfast.optim.base import ClippedOptimizer
-from gradfast.optim.precision import Precision
+from gradfast.optim.options import OptionKeywords, takes_options
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class SGD(ClippedOptimizer, torch.optim.SGD):
@@ -34,6 +33,7 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         RuntimeError: `differentiable=True`.
     """
 
+    @takes_options
     def __init__(
         self,
         params: Any,
@@ -47,22 +47,10 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        max_norm: float | None = None,
-        clip: Policy | None = None,
-        norm_type: float = 2.0,
-        l1: float = 0.0,
-        nonfinite: str = "skip",
-        process_group: ProcessGroup | None = None,
-        master_weights: bool = False,
-        stochastic_rounding: bool = False,
-        state_dtype: torch.dtype | None = None,
-        rounding_seed: int = 0,
+        **options: Unpack[OptionKeywords],
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach)
-        self._init_clipping(
-            max_norm, norm_type, l1, nonfinite, foreach, fused, differentiable, process_group, clip=clip
-        )
-        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, rounding_seed)
+        self._init_clipping(options, foreach, fused, differentiable)
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)

@@ -1,4 +1,7 @@
-"""Update clipping of StableAdamW: a learning rate that falls where Adam's denominator lags behind the gradients."""
+"""Update clipping of StableAdamW: a learning rate that falls where Adam's denominator lags behind the gradients.
+
+On a CPU the native step does this itself (csrc/cpu/stepper.cpp); here is what tells it the factors on other devices.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,6 @@ def rate_factors(
     for number, parameter in enumerate(parameters):
         if parameter.grad is None or parameter.numel() == 0 or "exp_avg_sq" not in state.get(parameter, ()):
             continue
-        if hasattr(parameter, "_local_tensor"):
-            raise NotImplementedError("gradfast: update_clipping=True does not take DTensor parameters yet")
         by_group.setdefault(id(groups[number]), []).append(number)
     for numbers in by_group.values():
         group = groups[numbers[0]]

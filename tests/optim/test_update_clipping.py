@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gradfast
+from gradfast.optim.update_clipping import rate_factors
 
 SHAPES = [(30, 7), (5,), (), (40_001,), (0,)]
 
@@ -80,6 +81,55 @@ def test_sees_unscaled_gradients_and_skips_nan() -> None:
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=0)
         assert torch.isfinite(one).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_formats_layouts_and_threads_change_nothing(dtype: torch.dtype) -> None:
+    """fp32 masters with the gradients of a 16-bit run are the fp32 run; strides and threads are no matter either."""
+    shapes = [(300, 7), (150_001,), (4, 3)]
+    runs = []
+    for kind in ("plain", "strided", "masters"):
+        generator = torch.Generator().manual_seed(1)
+        parameters = [torch.randn(shape, generator=generator).to(dtype).float() for shape in shapes]
+        if kind == "masters":
+            parameters = [p.to(dtype) for p in parameters]
+        optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, master_weights=True)
+        for step in range(12):
+            give_gradients(parameters, step)
+            for parameter in parameters:
+                parameter.grad = parameter.grad.to(dtype).to(parameter.dtype)
+                if kind == "strided" and parameter.ndim == 2:
+                    parameter.grad = parameter.grad.t().contiguous().t()
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1 + step % 3)
+            optimizer.step()
+            torch.set_num_threads(threads)
+        runs.append([optimizer.state[p].get("master_param", p) for p in parameters])
+    plain, strided, masters = runs
+    for one, second, third in zip(plain, strided, masters, strict=True):
+        torch.testing.assert_close(one, second, rtol=1e-6, atol=1e-7)  # sums in another order
+        torch.testing.assert_close(one, third, rtol=1e-6, atol=1e-7)
+
+
+def test_the_step_and_the_pass_of_other_devices_agree() -> None:
+    """What CUDA uses, in torch, against what the CPU's step does by itself."""
+    generator = torch.Generator().manual_seed(2)
+    parameters = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    others = [p.clone() for p in parameters]
+    optimizer = gradfast.AdamW(parameters, lr=0.1, update_clipping=True)
+    other = gradfast.AdamW(others, lr=0.1, betas=(0.9, 0.999))
+    lowered = 0
+    for step in range(12):
+        give_gradients(parameters, step)
+        give_gradients(others, step)
+        factors = rate_factors(others, [other.param_groups[0]] * len(others), other.state, None)
+        lowered += int((factors < 0.9).sum())
+        other._settings.rate_factors = factors
+        optimizer.step()
+        other.step()
+    assert lowered > 3
+    for one, second in zip(parameters, others, strict=True):
+        torch.testing.assert_close(one, second, rtol=1e-12, atol=1e-14)
 
 
 def test_takes_the_place_of_clipping() -> None:
