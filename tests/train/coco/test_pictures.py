@@ -41,7 +41,7 @@ def test_one_grid_of_at_most_nine(tmp_path: Path, count: int, columns: int, rows
     path = tmp_path / "predictions.png"
     draw_predictions(path, [IMAGE] * count, [TARGET] * count, [FOUND] * count, ("crack", "cell"))
     with Image.open(path) as picture:
-        assert picture.size == (columns * 400, rows * 400 + 40)
+        assert picture.size == (columns * 400, rows * 400 + 60)
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.png"]
 
 
