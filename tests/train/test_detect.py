@@ -30,8 +30,9 @@ from gradfast.errors import UserError
 from gradfast.train.checkpoint import load_checkpoint
 from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.history import summary_columns
-from gradfast.train.tasks.detect import Detect
-from gradfast.train.tasks.detectors import FASTER_RCNN, RETINANET, build_detector
+from gradfast.train.place import Place
+from gradfast.train.tasks.detect import NOTHING, BoxObjective, Detect
+from gradfast.train.tasks.detectors import DETECTORS, FASTER_RCNN, RETINANET, build_detector
 
 Refused = Callable[[list[str], str], str]
 TWO_STAGES = ("--proposals", "--proposal-batch", "--box-batch")
@@ -60,6 +61,18 @@ def one_stage(command: list[str]) -> list[str]:
     """The command without the settings that RetinaNet does not have, and with RetinaNet."""
     kept = [word for number, word in enumerate(command) if not {word, command[number - 1]} & set(TWO_STAGES)]
     return [*kept, "--model", "retinanet_resnet50_fpn"]
+
+
+def test_a_process_without_an_image_takes_part_with_zeros(slim: None) -> None:
+    for name in ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn"):
+        model = build_detector(config_of(model=name), 2)
+        nobody: Any = None  # is held out
+        objective = BoxObjective(DETECTORS[name], nobody, Place(torch.device("cpu")))
+        total, parts = objective.losses(model, NOTHING.emptied())
+        total.backward()
+        assert total.item() == 0.0 and set(parts) == set(objective.components)
+        for parameter in model.parameters():
+            assert not parameter.requires_grad or (parameter.grad is not None and not parameter.grad.any())
 
 
 # ---------------------------------------------------------------- what a run writes

@@ -19,7 +19,11 @@ pytest.importorskip("torchvision", exc_type=Exception)
 import torch
 import torchvision
 from torch import Tensor, distributed, nn
+from torchvision.models import get_model
+from torchvision.models.detection import retinanet
+from torchvision.models.resnet import BasicBlock, ResNet
 from train.cases import untimed, write_images
+from train.detection import write_scenes
 from train.processes import Ended, Ranks
 from train.test_files import fill_disk
 
@@ -84,11 +88,11 @@ def command(photos: Path, *more: object) -> list[str]:
 
 @dataclass
 class Before:
-    """What is done to a process before its run: a small model, float64, and what a test wants of one rank."""
+    """What is done to a process before its run: a small model, float64, and what a test wants of one rank, or all."""
 
     model: type[SmallNet] = SmallNet
     check_limit: int = data_module.CHECK_LIMIT
-    rank: int = -1
+    rank: int | None = -1
     then: Callable[[], None] | None = None
 
     def __call__(self, rank: int) -> None:
@@ -96,7 +100,7 @@ class Before:
         torch.set_default_dtype(torch.float64)
         torchvision.models.get_model = lambda name, num_classes, **_: self.model(num_classes)
         data_module.CHECK_LIMIT = self.check_limit
-        if rank == self.rank and self.then is not None:
+        if self.rank in (rank, None) and self.then is not None:
             self.then()
 
 
@@ -168,7 +172,16 @@ CASES = {
     "weights": ["--norm", "group", "--label-smoothing", 0.1, "--grad-accum", 2, "--opt", "adamw", "--model-ema"],
     "mixtures": ["--norm", "group", "--mixup", 0.4, "--cutmix", 1, "--sampler", "balanced", "--clip-policy", "zclip"],
     "frozen": ["--norm", "group", "--freeze-backbone", 1, "--model-ema"],
-    "shared": ["--sync-bn", "--model-ema", "--class-weights", "balanced", "--monitor-every", 2],
+    "shared": [
+        "--sync-bn",
+        "--model-ema",
+        "--class-weights",
+        "balanced",
+        "--monitor-every",
+        2,
+        "--on-spike",
+        "rollback",
+    ],
     "compiled": ["--sync-bn", "--compile", "eager"],
 }
 WAYS = {
@@ -192,6 +205,33 @@ def test_same_as_one_process(photos: Path, case: str) -> None:
         must_end_well(ended)
         assert f"in {size} processes ({kind})" in ended.out and ended.out.count("epoch 2/2  loss") == 1
         assert_same(one, Path(output))
+
+
+def build_slim_body(weights: None, progress: bool, norm_layer: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    return ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+
+
+def take_a_slim_detector() -> None:
+    torch.set_default_dtype(torch.float32)  # a detector's input is float32 whatever the default
+    torchvision.models.get_model = get_model
+    retinanet.resnet50 = build_slim_body
+
+
+def test_a_detector_learns_and_is_measured_as_on_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    scenes = write_scenes(tmp_path / "shapes", 13)
+    words = ["train", "--task", "detect", "--data", str(scenes), "--model", "retinanet_resnet50_fpn", "--epochs", "1"]
+    words += ["--img-size", "64", "--batch-size", "3", "--norm", "group", "--boxes-per-image", "20", "--device", "cpu"]
+    tables = []
+    for size in (1, 2):
+        must_end_well(on_ranks(size, [*words, "--output", f"{size}"], rank=None, then=take_a_slim_detector))
+        tables.append([row for name in ("steps.csv", "summary.csv") for row in untimed(Path(f"{size}") / name)])
+    one, two = tables
+    assert len(one) == len(two) > 1
+    for row, found in zip(one, two):  # RetinaNet draws nothing at random
+        assert row.keys() == found.keys()
+        for name, value in row.items():  # float32, through a few steps
+            assert float(found[name]) == pytest.approx(float(value), rel=2e-3, abs=2e-3, nan_ok=True), name
 
 
 def test_images_that_cannot_be_read_count_where_they_are_missing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -164,6 +165,27 @@ def test_a_damaged_last_checkpoint_costs_no_run(
     out = capsys.readouterr().out
     assert "passed over: run/last.pt is damaged" in out and "resumed    run/step-00000014.pt after 2 epochs" in out
     assert_same_run(Path("run"), undisturbed)
+
+
+def test_a_checkpoint_that_the_system_cuts_short_leaves_the_one_before(
+    undisturbed: Path, photos: Path, in_tmp: Path
+) -> None:
+    shutil.copytree(undisturbed, "run")
+    more = ["train", "--resume", "run", "--epochs", "4"]
+
+    def call() -> None:
+        half = Path("run/last.pt").stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+        with Path("said").open("w") as sys.stderr:
+            code = main(more)
+        os._exit(code)
+
+    assert os.waitstatus_to_exitcode(in_a_child(call)) == 2
+    assert Path("said").read_text() == "gradfast: error: cannot write run/last.pt: File too large\n"
+    assert load_checkpoint(Path("run"))["position"]["epoch"] == 3
+    assert not list(Path("run").glob(".*"))
+    assert main(more) == 0
+    assert load_checkpoint(Path("run"))["position"]["epoch"] == 4
 
 
 # ---------------------------------------------------------------- two runs, one folder
