@@ -83,6 +83,13 @@ FIGURES = {
         "No norms, rate 0.05: without a limit, and with one",
         (EXPLODES, small_run("--clip-grad 1", f"{SHORT} {NO_NORMS} --lr 0.05 --clip-grad 1")),
     ),
+    "guards": Figure(
+        "Batch norms, no limit, a rate of 1: as torch does, and with a rate that draws back",
+        (
+            small_run("as torch does", f"{SHORT} --lr 1 {AS_TORCH}"),
+            small_run("--on-spike backoff", f"{SHORT} --lr 1 --clip-grad off --on-spike backoff"),
+        ),
+    ),
 }
 
 
