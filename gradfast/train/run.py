@@ -67,6 +67,11 @@ def run(settings: dict[str, Any], world: World | None = None) -> int:
             raise UserError("--lr-find is for one process: leave out torchrun, and keep --batch-size, which is of all")
         require_loggers(config)
         kind = choose_kind(config.parallel, world, was_given="parallel" in settings)
+        if kind == "fsdp" and config.on_spike == "rollback":
+            raise UserError(
+                "--on-spike rollback keeps whole copies of the model in memory, which --parallel fsdp is there to "
+                "avoid; take --on-spike backoff, or --parallel ddp"
+            )
         device = choose_device(config.device, world)
         task = find_task(config.task)
         data = task.build_data(config, progress.say)

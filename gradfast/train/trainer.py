@@ -197,7 +197,7 @@ class Trainer:
         self.train_rest_of_epoch()
         if self.stop:
             return False
-        if 0 < len(self.tally) == self.tally.skipped_steps:
+        if 0 < len(self.tally) == self.tally.skipped_steps and self.config.on_spike != "rollback":
             raise UserError(
                 f"every step of epoch {number} was skipped for a NaN or infinite gradient{self.blame()}: training has "
                 f"diverged; start again with a lower --lr or a longer --warmup-epochs ({self.saved})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import os
 import signal
 import subprocess
@@ -31,6 +33,7 @@ from gradfast.train import data as data_module
 from gradfast.train.checkpoint import load_checkpoint
 from gradfast.train.progress import Progress
 from gradfast.train.step import Learner
+from gradfast.train.tasks.classify import ClassObjective
 
 if not (distributed.is_available() and distributed.is_gloo_available()):
     pytest.skip("this torch was built without gloo", allow_module_level=True)
@@ -344,6 +347,38 @@ def test_a_fault_of_the_program_shows_its_traceback_once(photos: Path) -> None:
     ended = on_ranks(2, command(photos, "--output", "run"), rank=1, then=break_step)
     assert ended.codes == [2, 1]
     assert ended.err.count("ZeroDivisionError") == 1 and "gradfast: error" not in ended.err, ended.err
+
+
+def spoil() -> None:
+    """NaN losses of this process, from the third step of the run to the twenty-second."""
+    losses = ClassObjective.losses
+
+    def spoilt(self: ClassObjective, model: nn.Module, batch: Any) -> Any:
+        loss, parts = losses(self, model, batch)
+        return (loss * math.nan if 2 <= 3 * batch.number[0] + batch.number[1] < 22 else loss), parts
+
+    ClassObjective.losses = spoilt  # type: ignore[method-assign]
+
+
+def test_what_one_process_sees_rolls_all_of_them_back(photos: Path) -> None:
+    words = command(photos, "--norm", "group", "--on-spike", "rollback", "--epochs", 8)
+    ended = on_ranks(2, [*words, "--output", "two"], rank=1, then=spoil)
+    assert ended.codes == [0, 0], ended.err
+    events = [json.loads(line) for line in Path("two/events.jsonl").read_text().splitlines()]
+    assert [event["action"] for event in events] == ["skipped"] * 20 + ["rolled back"]
+    assert events[-1]["step"] == 22 and "rolled back to step 0" in events[-1]["message"]
+    assert on_ranks(1, [*words, "--output", "one"], rank=0, then=spoil).codes == [0]
+    two, other = load_checkpoint(Path("two/last.pt")), load_checkpoint(Path("one/last.pt"))
+    assert two["guard"]["rollbacks"] == other["guard"]["rollbacks"] == 1
+    for name, value in other["model"].items():
+        bound = ROUNDING * float(value.abs().max())
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=bound)
+
+
+def test_snapshots_of_a_sharded_model_are_refused(photos: Path) -> None:
+    ended = on_ranks(2, command(photos, "--parallel", "fsdp", "--on-spike", "rollback", "--output", "run"))
+    assert ended.codes == [2, 2] and "--on-spike rollback keeps whole copies of the model" in ended.err
+    assert not Path("run").exists()
 
 
 def test_what_all_processes_find_wrong_is_said_once(photos: Path) -> None:
