@@ -183,7 +183,7 @@ CASES = {
         "--monitor-every",
         2,
         "--on-spike",
-        "rollback",
+        "backoff",
     ],
     "compiled": ["--sync-bn", "--compile", "eager"],
 }
