@@ -17,11 +17,14 @@ COMMANDS = {
     "bench": ("gradfast.bench.cli", "time clip and step against torch's, after checking that both do the same"),
     "doctor": ("gradfast.monitor.doctor.cli", "say why gradients of a model explode or vanish, and what mends it"),
     "eval": (
-        "gradfast.train.evaluate_cli",
+        "gradfast.train.trained.evaluate_cli",
         "measure a trained model: accuracy and F1 of each class, or COCO's metrics",
     ),
-    "predict": ("gradfast.train.predict_cli", "let a trained model look at images: classes, or boxes"),
-    "export": ("gradfast.train.export_cli", "write a trained model as ONNX, TorchScript, torch.export or safetensors"),
+    "predict": ("gradfast.train.trained.predict_cli", "let a trained model look at images: classes, or boxes"),
+    "export": (
+        "gradfast.train.trained.export_cli",
+        "write a trained model as ONNX, TorchScript, torch.export, safetensors",
+    ),
     "runs": ("gradfast.runs.cli", "list the runs of a folder in a table, or put some side by side"),
     "plot": (
         "gradfast.runs.plot",

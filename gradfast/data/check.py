@@ -10,9 +10,9 @@ from typing import Any
 
 from gradfast.train.coco.dataset import read_scene
 from gradfast.train.coco.layout import list_coco, looks_like_coco
-from gradfast.train.data import usable_cores
-from gradfast.train.folder import list_folder
-from gradfast.train.images import BadImage, read_image
+from gradfast.train.data.build import usable_cores
+from gradfast.train.data.folder import list_folder
+from gradfast.train.data.images import BadImage, read_image
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 

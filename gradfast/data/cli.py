@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 def run_make_scenes(options: argparse.Namespace) -> int:
     from gradfast.data.compose import Design
     from gradfast.data.scenes import make_scenes
-    from gradfast.train.elpv import list_elpv
+    from gradfast.train.data.elpv import list_elpv
 
     fewest, most = options.cells
     if fewest > most:

@@ -3,7 +3,7 @@
     FOLDER/train/annotations.json, FOLDER/train/images/000001.png ...    and the same in FOLDER/val/
     FOLDER/LICENSE.txt
 
-Two classes: functional and defective, by the labels that `gradfast.train.elpv` takes. The photographs are split as
+Two classes: functional and defective, by the labels that `gradfast.train.data.elpv` takes. The photographs are split as
 ``gradfast train`` splits them with the same seed, and training and held-out scenes are made, ground and clutter
 included, of photographs of their own side only. A scene is a function of (seed, part, number): more scenes leave the
 first ones as they were.
@@ -22,10 +22,10 @@ from PIL import Image
 from gradfast.data.compose import Design, Placed, compose
 from gradfast.errors import UserError
 from gradfast.files import atomic_folder, atomic_write
-from gradfast.train.augment import mix
-from gradfast.train.images import BadImage, read_image
-from gradfast.train.listing import Listing
-from gradfast.train.split import stratified_split
+from gradfast.train.data.augment import mix
+from gradfast.train.data.images import BadImage, read_image
+from gradfast.train.data.listing import Listing
+from gradfast.train.data.split import stratified_split
 
 HELD_OUT = 0.2  # of the photographs: what `gradfast train` holds out, too
 

@@ -15,7 +15,7 @@ from gradfast.extras import require
 from gradfast.runs.compare import build_tables, to_json
 from gradfast.runs.folder import RunFolder, find_runs, is_run, read_run_folder
 from gradfast.runs.listing import ABOUT, COLUMNS, WIDTH, build_table, sort_runs, to_dict
-from gradfast.train.output import RUNS, find_run
+from gradfast.train.results.output import RUNS, find_run
 
 DESCRIPTION = """\
 List runs of gradfast train, the latest first; or, given two and more of them, put them side by side: the settings in

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from gradfast.errors import UserError
 from gradfast.extras import first_line, require
-from gradfast.train.checkpoint import BEST, LAST
-from gradfast.train.claim import is_claimed
-from gradfast.train.history import STEPS, SUMMARY, read_csv
+from gradfast.train.results.checkpoint import BEST, LAST
+from gradfast.train.results.claim import is_claimed
+from gradfast.train.results.history import STEPS, SUMMARY, read_csv
 
 CONFIG = "config.yaml"
 MARKS = (CONFIG, SUMMARY, STEPS, LAST, BEST)  # a folder that holds one of them is a run

@@ -13,7 +13,7 @@ from gradfast.errors import UserError
 from gradfast.monitor.page import new_figure
 from gradfast.monitor.record import RunRecord, read_run
 from gradfast.runs.folder import BEST_COLUMNS, RunFolder, read_run_folder
-from gradfast.train.history import STEPS, read_csv
+from gradfast.train.results.history import STEPS, read_csv
 
 # Okabe and Ito's palette without its yellow, which a white page swallows.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

@@ -11,7 +11,7 @@ from gradfast.files import atomic_write
 from gradfast.monitor.page import png
 from gradfast.monitor.plot import draw_run
 from gradfast.monitor.record import read_run
-from gradfast.train.output import find_run
+from gradfast.train.results.output import find_run
 
 OVERLAY = "overlay.png"
 

@@ -12,9 +12,9 @@ from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
 from gradfast.extras import require
 from gradfast.train.config import FIELDS, flag
+from gradfast.train.machine.processes import open_world
 from gradfast.train.options.field import GROUPS
 from gradfast.train.options.task import TASK_DEFAULTS
-from gradfast.train.parallel import open_world
 from gradfast.train.recipes import describe_recipes, find_recipe
 from gradfast.train.settings import check_value, read_yaml
 

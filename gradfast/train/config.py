@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfast.errors import UserError
-from gradfast.train.data_sets import DATA_SETS
+from gradfast.train.data.data_sets import DATA_SETS
 from gradfast.train.options.data import DataOptions
 from gradfast.train.options.detection import DetectionOptions
 from gradfast.train.options.gradients import GradientsOptions

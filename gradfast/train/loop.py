@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from gradfast.train.images import BadImage
+from gradfast.train.data.images import BadImage
+from gradfast.train.results.tally import Tally
 from gradfast.train.schedule import Schedule
 from gradfast.train.step import Learner
-from gradfast.train.tally import Tally
 from gradfast.train.tasks.task import AnyBatch, Evaluation
 
 OnBad = Callable[[Iterable[BadImage]], None]

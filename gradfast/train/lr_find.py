@@ -13,15 +13,15 @@ from typing import Any
 from gradfast.errors import UserError
 from gradfast.extras import require
 from gradfast.files import atomic_write
-from gradfast.train.checkpoint import random_state, set_random_state
-from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
-from gradfast.train.curves import FIRST, GUIDE, SECOND
-from gradfast.train.history import to_csv
 from gradfast.train.interrupt import StopRequest
 from gradfast.train.loop import grouped
-from gradfast.train.output import RANGE_TEST, make_output, run_name
-from gradfast.train.progress import Progress
+from gradfast.train.results.checkpoint import random_state, set_random_state
+from gradfast.train.results.claim import Claims
+from gradfast.train.results.curves import FIRST, GUIDE, SECOND
+from gradfast.train.results.history import to_csv
+from gradfast.train.results.output import RANGE_TEST, make_output, run_name
+from gradfast.train.results.progress import Progress
 from gradfast.train.settings import to_command
 from gradfast.train.step import Learner
 from gradfast.train.tasks.task import AnyBatch, TaskData

@@ -11,25 +11,25 @@ import torch
 from gradfast.errors import UserError
 from gradfast.files import remove_temporaries
 from gradfast.nn.sync_norm import synchronise_batch_norms
-from gradfast.train.averaging import MovingAverage
-from gradfast.train.checkpoint import finish_checkpoint, start_drawing
-from gradfast.train.claim import Claims
-from gradfast.train.compiling import compile_model
 from gradfast.train.config import TrainConfig, make_config
-from gradfast.train.curves import CURVES, draw_curves
-from gradfast.train.determinism import deterministic
-from gradfast.train.freeze import FrozenBackbone
-from gradfast.train.history import STEPS, SUMMARY, read_csv
-from gradfast.train.logs import require_loggers
 from gradfast.train.lr_find import find_rate
-from gradfast.train.optimizers import build_optimizer
-from gradfast.train.output import check_output, run_name
-from gradfast.train.parallel import World
-from gradfast.train.parallel_model import Spread, choose_kind, spread
-from gradfast.train.place import AMP_TYPES, Place, choose_device
-from gradfast.train.progress import Silence, make_progress
-from gradfast.train.report import describe_data
-from gradfast.train.resume import check_same_run, find_resumed
+from gradfast.train.machine.determinism import deterministic
+from gradfast.train.machine.place import AMP_TYPES, Place, choose_device
+from gradfast.train.machine.processes import World
+from gradfast.train.machine.spread import Spread, choose_kind, spread
+from gradfast.train.model.averaging import MovingAverage
+from gradfast.train.model.compiling import compile_model
+from gradfast.train.model.freeze import FrozenBackbone
+from gradfast.train.model.optimizers import build_optimizer
+from gradfast.train.results.checkpoint import finish_checkpoint, start_drawing
+from gradfast.train.results.claim import Claims
+from gradfast.train.results.curves import CURVES, draw_curves
+from gradfast.train.results.history import STEPS, SUMMARY, read_csv
+from gradfast.train.results.logs import require_loggers
+from gradfast.train.results.output import check_output, run_name
+from gradfast.train.results.progress import Silence, make_progress
+from gradfast.train.results.report import describe_data
+from gradfast.train.results.resume import check_same_run, find_resumed
 from gradfast.train.spikes import build_guard
 from gradfast.train.step import Learner
 from gradfast.train.tasks import find_task

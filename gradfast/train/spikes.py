@@ -16,8 +16,8 @@ from gradfast.guard.guard import several_ranks
 from gradfast.monitor.events import Event
 from gradfast.monitor.sinks import JSONL
 from gradfast.optim.base import ClippedOptimizer
-from gradfast.train.averaging import MovingAverage
 from gradfast.train.config import TrainConfig
+from gradfast.train.model.averaging import MovingAverage
 
 EVENTS = "events.jsonl"
 SPIKE = 10.0  # times the median of the 128 norms before

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from gradfast.guard import Guard
 from gradfast.optim.base import ClippedOptimizer
-from gradfast.train.averaging import MovingAverage
-from gradfast.train.freeze import FrozenBackbone
-from gradfast.train.optimizers import restore_optimizer
-from gradfast.train.parallel import World
-from gradfast.train.parallel_model import Spread
-from gradfast.train.place import Place
+from gradfast.train.machine.place import Place
+from gradfast.train.machine.processes import World
+from gradfast.train.machine.spread import Spread
+from gradfast.train.model.averaging import MovingAverage
+from gradfast.train.model.freeze import FrozenBackbone
+from gradfast.train.model.optimizers import restore_optimizer
 from gradfast.train.stopwatch import Stopwatch
 from gradfast.train.tasks.task import AnyBatch, Objective
 

@@ -18,24 +18,24 @@ from gradfast.files import atomic_write, remove_temporaries
 from gradfast.guard import TrainingStopped
 from gradfast.monitor import JSONL, Monitor
 from gradfast.monitor.events import Event
-from gradfast.train.batches import is_dead_worker
-from gradfast.train.checkpoint import LAST, random_states, save_checkpoint, set_random_states
-from gradfast.train.claim import Claims
 from gradfast.train.config import TrainConfig
-from gradfast.train.curves import draw_curves
-from gradfast.train.history import History, step_rows, summary_columns, summary_row
-from gradfast.train.images import BadImage
-from gradfast.train.logs import RunLog
+from gradfast.train.data.batches import is_dead_worker
+from gradfast.train.data.images import BadImage
 from gradfast.train.loop import evaluate, train_epoch
-from gradfast.train.output import check_output, make_output, run_name
-from gradfast.train.progress import Progress
-from gradfast.train.report import advise_loading, describe_epoch, describe_result, describe_setup
-from gradfast.train.resume import Resumed
+from gradfast.train.results.checkpoint import LAST, random_states, save_checkpoint, set_random_states
+from gradfast.train.results.claim import Claims
+from gradfast.train.results.curves import draw_curves
+from gradfast.train.results.history import History, step_rows, summary_columns, summary_row
+from gradfast.train.results.logs import RunLog
+from gradfast.train.results.output import check_output, make_output, run_name
+from gradfast.train.results.progress import Progress
+from gradfast.train.results.report import advise_loading, describe_epoch, describe_result, describe_setup
+from gradfast.train.results.resume import Resumed
+from gradfast.train.results.tally import Tally
 from gradfast.train.schedule import build_schedule, count_drops
 from gradfast.train.settings import to_yaml
 from gradfast.train.spikes import EventRecord, describe_stop
 from gradfast.train.step import Learner, NonFiniteLossError
-from gradfast.train.tally import Tally
 from gradfast.train.tasks.task import Evaluation, Task, TaskData
 from gradfast.version import __version__
 

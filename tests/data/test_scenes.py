@@ -27,7 +27,7 @@ from gradfast.data.texture import ground, random_phase
 from gradfast.errors import UserError
 from gradfast.files import temporary_name
 from gradfast.train.coco.layout import list_coco
-from gradfast.train.listing import Listing
+from gradfast.train.data.listing import Listing
 
 DESIGN = Design(size=48, cells=(2, 4), scales=(0.2, 0.4))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradfast.train.history import STEP_COLUMNS, to_csv
+from gradfast.train.results.history import STEP_COLUMNS, to_csv
 
 SETTINGS = {"model": "resnet50", "data": "elpv", "epochs": 3, "lr": 0.05, "clip_grad": 1.0, "seed": 0}
 

@@ -15,8 +15,8 @@ from runs.cases import epoch_row, write_run
 
 from gradfast.errors import UserError
 from gradfast.runs.folder import find_runs, read_run_folder
-from gradfast.train.claim import Claims, is_claimed
-from gradfast.train.history import to_csv
+from gradfast.train.results.claim import Claims, is_claimed
+from gradfast.train.results.history import to_csv
 
 
 def test_a_finished_run(tmp_path: Path) -> None:

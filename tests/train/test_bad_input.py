@@ -17,8 +17,8 @@ from train.cases import arguments, read_rows, write_images
 from train.test_files import fill_disk
 
 from gradfast.cli import main
-from gradfast.train import data as data_module
-from gradfast.train.checkpoint import load_checkpoint
+from gradfast.train.data import build as data_module
+from gradfast.train.results.checkpoint import load_checkpoint
 
 Refused = Callable[[list[str], str], str]
 

@@ -12,7 +12,7 @@ import torch
 from train.test_files import fill_disk
 
 from gradfast.errors import UserError
-from gradfast.train.checkpoint import (
+from gradfast.train.results.checkpoint import (
     BEST,
     LAST,
     load_checkpoint,
@@ -22,7 +22,7 @@ from gradfast.train.checkpoint import (
     set_random_state,
     step_name,
 )
-from gradfast.train.claim import Claims
+from gradfast.train.results.claim import Claims
 
 
 def state_of(value: float) -> dict[str, Any]:

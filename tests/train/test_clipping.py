@@ -9,8 +9,8 @@ pytest.importorskip("torchvision", exc_type=Exception)
 from torch import nn
 
 from gradfast import clip
-from gradfast.train.clipping import clip_arguments, describe_clipping
 from gradfast.train.config import TrainConfig
+from gradfast.train.model.clipping import clip_arguments, describe_clipping
 
 
 def model() -> nn.Module:

@@ -18,16 +18,16 @@ from PIL import Image
 from train.cases import write_images
 
 from gradfast.errors import UserError
-from gradfast.train import data as data_module
-from gradfast.train.augment import RightAngleRotation, build_augmentation, drawing_from, mix
-from gradfast.train.batches import BatchLoader, EpochBatches, ImageDataset, Key, collate
 from gradfast.train.config import TrainConfig
-from gradfast.train.data import Data, build_data
-from gradfast.train.elpv import CLASSES, read_labels
-from gradfast.train.folder import list_folder
-from gradfast.train.images import BadImage, read_image, to_square, to_tensor
-from gradfast.train.listing import Listing
-from gradfast.train.split import stratified_split
+from gradfast.train.data import build as data_module
+from gradfast.train.data.augment import RightAngleRotation, build_augmentation, drawing_from, mix
+from gradfast.train.data.batches import BatchLoader, EpochBatches, ImageDataset, Key, collate
+from gradfast.train.data.build import Data, build_data
+from gradfast.train.data.elpv import CLASSES, read_labels
+from gradfast.train.data.folder import list_folder
+from gradfast.train.data.images import BadImage, read_image, to_square, to_tensor
+from gradfast.train.data.listing import Listing
+from gradfast.train.data.split import stratified_split
 
 
 def listing_of(**strata: int) -> Listing:
@@ -145,7 +145,7 @@ def test_elpv_labels_of_another_form_are_refused(tmp_path: Path, line: str) -> N
 
 def test_elpv_as_it_is_installed() -> None:
     pytest.importorskip("elpv_dataset")
-    from gradfast.train.elpv import list_elpv
+    from gradfast.train.data.elpv import list_elpv
 
     listing = list_elpv()
     assert listing.counts() == [1508, 715]

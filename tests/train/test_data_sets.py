@@ -17,13 +17,13 @@ from train.data_sets import KINDS, WRITERS, draw, write_cifar10, write_food101, 
 
 from gradfast.cli import main
 from gradfast.errors import UserError
-from gradfast.train.augment import build_augmentation, drawing_from
 from gradfast.train.config import TrainConfig
-from gradfast.train.data import build_data
-from gradfast.train.data_sets import DATA_SETS
-from gradfast.train.images import BadImage
+from gradfast.train.data.augment import build_augmentation, drawing_from
+from gradfast.train.data.build import build_data
+from gradfast.train.data.data_sets import DATA_SETS
+from gradfast.train.data.images import BadImage
+from gradfast.train.data.torchvision_sets import list_named
 from gradfast.train.settings import read_yaml
-from gradfast.train.torchvision_sets import list_named
 
 
 def named(name: str, root: Path, *more: object) -> list[str]:

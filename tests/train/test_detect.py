@@ -27,10 +27,10 @@ from train.test_survival import die_at, in_a_child
 
 from gradfast.cli import main
 from gradfast.errors import UserError
-from gradfast.train.checkpoint import load_checkpoint
 from gradfast.train.config import TrainConfig, make_config
-from gradfast.train.history import summary_columns
-from gradfast.train.place import Place
+from gradfast.train.machine.place import Place
+from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.results.history import summary_columns
 from gradfast.train.tasks.detect import NOTHING, BoxObjective, Detect
 from gradfast.train.tasks.detectors import DETECTORS, FASTER_RCNN, RETINANET, build_detector
 

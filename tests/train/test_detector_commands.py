@@ -23,9 +23,9 @@ import gradfast.train
 from gradfast.cli import main
 from gradfast.train.coco.metrics import CocoEvaluation
 from gradfast.train.coco.read import read_annotations
-from gradfast.train.joined import join_scenes
+from gradfast.train.data.joined import join_scenes
 from gradfast.train.tasks import find_task
-from gradfast.train.trained import read_trained
+from gradfast.train.trained.load import read_trained
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_torchscript(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.Cap
     model = torch.jit.load(path, _extra_files=extra)
     transform = read_trained(run / "best.pt").transform
     with torch.inference_mode():
-        found = model([transform.pixels(gradfast.train.preprocess.load_rgb(image)) for image in images])
+        found = model([transform.pixels(gradfast.train.data.preprocess.load_rgb(image)) for image in images])
     for one, other in zip(found, by_hand(run, images), strict=True):
         assert len(one["boxes"]) > 0 and torch.equal(one["labels"], other["labels"])
         assert torch.allclose(one["boxes"], other["boxes"], atol=1e-3) and torch.allclose(

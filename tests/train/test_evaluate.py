@@ -19,8 +19,8 @@ from train.cases import read_rows, write_images
 from train.trained_runs import train_variant
 
 from gradfast.cli import main
-from gradfast.train.class_scores import class_scores, confusion_csv, confusion_png
-from gradfast.train.evaluate_cli import class_table
+from gradfast.train.trained.class_scores import class_scores, confusion_csv, confusion_png
+from gradfast.train.trained.evaluate_cli import class_table
 
 
 def figures(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

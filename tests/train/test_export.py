@@ -19,9 +19,9 @@ from train.trained_runs import train_variant
 import gradfast.train
 from gradfast.cli import main
 from gradfast.errors import UserError
-from gradfast.train import export
-from gradfast.train.export_modules import PixelClassifier
-from gradfast.train.trained import read_trained
+from gradfast.train.trained import export
+from gradfast.train.trained.export_modules import PixelClassifier
+from gradfast.train.trained.load import read_trained
 
 FORMATS = ["torchscript", "onnx", "torch-export", "safetensors"]
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
@@ -37,7 +37,7 @@ def pixels(run: Path, photos: Path) -> Tensor:
     """[3, 3, 32, 32] uint8: squares of three photographs, cut as evaluation does."""
     transform = read_trained(run / "best.pt").transform
     paths = sorted((photos / "dots").glob("*.png"))[:3]
-    return torch.stack([transform.pixels(gradfast.train.preprocess.load_rgb(path)) for path in paths])
+    return torch.stack([transform.pixels(gradfast.train.data.preprocess.load_rgb(path)) for path in paths])
 
 
 def answers(run: Path, photos: Path) -> Tensor:
@@ -204,7 +204,7 @@ def test_flags_that_cannot_be(
 
 
 def test_normalisation_is_that_of_evaluation(pixels: Tensor) -> None:
-    from gradfast.train.place import normaliser
+    from gradfast.train.machine.place import normaliser
 
     assert torch.equal(PixelClassifier(nn.Identity())(pixels), normaliser(torch.device("cpu"))(pixels))
 

@@ -11,7 +11,7 @@ import pytest
 
 from gradfast.errors import UserError
 from gradfast.files import append_whole, atomic_write
-from gradfast.train.history import FIRST_COLUMNS, LAST_COLUMNS, History, read_csv, to_csv
+from gradfast.train.results.history import FIRST_COLUMNS, LAST_COLUMNS, History, read_csv, to_csv
 
 COLUMNS = (*FIRST_COLUMNS, "eval_loss", *LAST_COLUMNS)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from train.cases import arguments, untimed
 
 from gradfast.cli import main
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.freeze import FrozenBackbone, head_names
+from gradfast.train.model.freeze import FrozenBackbone, head_names
+from gradfast.train.results.checkpoint import load_checkpoint
 
 HEAD = ["classifier.3.weight", "classifier.3.bias"]  # of the tests' model
 

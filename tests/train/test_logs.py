@@ -18,7 +18,7 @@ from train.cases import Break, arguments, read_rows
 
 from gradfast.cli import main
 from gradfast.train.config import TrainConfig
-from gradfast.train.logs import LOG, RunLog
+from gradfast.train.results.logs import LOG, RunLog
 from gradfast.train.settings import check_value, read_yaml
 from gradfast.train.step import Learner
 

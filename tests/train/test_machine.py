@@ -18,9 +18,9 @@ from train.cases import arguments, read_rows, untimed
 
 from gradfast.cli import main
 from gradfast.errors import UserError
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.compiling import compile_model
-from gradfast.train.determinism import deterministic
+from gradfast.train.machine.determinism import deterministic
+from gradfast.train.model.compiling import compile_model
+from gradfast.train.results.checkpoint import load_checkpoint
 from gradfast.train.settings import read_yaml
 
 

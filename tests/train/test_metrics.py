@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from gradfast.train.criterion import ClassificationLoss, balanced_weights
-from gradfast.train.metrics import Confusion, majority_share
-from gradfast.train.tally import Tally
+from gradfast.train.model.criterion import ClassificationLoss, balanced_weights
+from gradfast.train.results.metrics import Confusion, majority_share
+from gradfast.train.results.tally import Tally
 
 
 def confusion_of(pairs: list[tuple[int, int]], classes: int) -> Confusion:

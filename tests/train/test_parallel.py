@@ -29,9 +29,9 @@ from train.detection import write_scenes
 from train.processes import Ended, Ranks
 from train.test_files import fill_disk
 
-from gradfast.train import data as data_module
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.progress import Progress
+from gradfast.train.data import build as data_module
+from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.results.progress import Progress
 from gradfast.train.step import Learner
 from gradfast.train.tasks.classify import ClassObjective
 

@@ -20,8 +20,8 @@ from train.trained_runs import train_variant
 
 import gradfast.train
 from gradfast.cli import main
-from gradfast.train.predict import Prediction, find_images
-from gradfast.train.predict_output import BoxLines, CocoResults, read_ids
+from gradfast.train.trained.predict import Prediction, find_images
+from gradfast.train.trained.predict_output import BoxLines, CocoResults, read_ids
 
 
 @pytest.fixture(scope="module")

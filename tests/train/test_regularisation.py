@@ -15,14 +15,14 @@ from train.cases import arguments, untimed
 
 from gradfast.cli import main
 from gradfast.errors import UserError
-from gradfast.train.augment import AUTOMATIC, build_augmentation, drawing_from
-from gradfast.train.averaging import MovingAverage, kept_share
-from gradfast.train.batches import EpochBatches
 from gradfast.train.config import TrainConfig
-from gradfast.train.criterion import ClassificationLoss
-from gradfast.train.mixing import build_mixing
-from gradfast.train.models import build_model
-from gradfast.train.optimizers import OPTIMISERS, build_optimizer, restore_optimizer
+from gradfast.train.data.augment import AUTOMATIC, build_augmentation, drawing_from
+from gradfast.train.data.batches import EpochBatches
+from gradfast.train.data.mixing import build_mixing
+from gradfast.train.model.averaging import MovingAverage, kept_share
+from gradfast.train.model.build import build_model
+from gradfast.train.model.criterion import ClassificationLoss
+from gradfast.train.model.optimizers import OPTIMISERS, build_optimizer, restore_optimizer
 from gradfast.train.run import build_learner  # noqa: F401  (all parts import together)
 
 # ---------------------------------------------------------------- mixed images

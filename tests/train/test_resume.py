@@ -18,8 +18,8 @@ import torch
 from train.cases import arguments, untimed
 
 from gradfast.cli import main
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.progress import Progress
+from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.results.progress import Progress
 
 EPOCHS = 4
 Refused = Callable[[list[str], str], str]

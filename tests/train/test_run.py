@@ -17,8 +17,8 @@ from PIL import Image
 from train.cases import MODEL, arguments, read_rows, untimed, write_images
 
 from gradfast.cli import main
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.history import summary_columns
+from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.results.history import summary_columns
 from gradfast.train.settings import read_yaml
 from gradfast.train.tasks.classify import Classify
 
@@ -185,11 +185,11 @@ def test_flags_in_company(photos: Path, in_tmp: Path, flags: tuple[object, ...])
 
 
 def test_accumulated_gradients_are_the_mean_of_their_batches() -> None:
-    from gradfast.train.batches import Batch
     from gradfast.train.config import TrainConfig
-    from gradfast.train.criterion import ClassificationLoss
-    from gradfast.train.optimizers import build_optimizer
-    from gradfast.train.place import Place
+    from gradfast.train.data.batches import Batch
+    from gradfast.train.machine.place import Place
+    from gradfast.train.model.criterion import ClassificationLoss
+    from gradfast.train.model.optimizers import build_optimizer
     from gradfast.train.step import Learner
     from gradfast.train.tasks.classify import ClassObjective
 

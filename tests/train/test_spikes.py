@@ -17,7 +17,7 @@ from train.cases import Break, arguments, read_rows, untimed
 
 from gradfast.cli import main
 from gradfast.train import spikes
-from gradfast.train.checkpoint import load_checkpoint
+from gradfast.train.results.checkpoint import load_checkpoint
 
 
 def events(folder: str) -> list[dict[str, Any]]:

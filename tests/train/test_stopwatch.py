@@ -15,10 +15,10 @@ from train.cases import arguments, read_rows
 
 from gradfast.cli import main
 from gradfast.train import report, stopwatch, trainer
-from gradfast.train.batches import ImageDataset
 from gradfast.train.config import TrainConfig
+from gradfast.train.data.batches import ImageDataset
+from gradfast.train.results.tally import Tally
 from gradfast.train.stopwatch import PHASES, Span, Stopwatch, durations
-from gradfast.train.tally import Tally
 
 
 class Clock:

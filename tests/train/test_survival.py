@@ -22,8 +22,8 @@ from train.cases import arguments
 from train.test_resume import assert_same_run
 
 from gradfast.cli import main
-from gradfast.train.checkpoint import load_checkpoint
-from gradfast.train.claim import Claims
+from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.results.claim import Claims
 
 Refused = Callable[[list[str], str], str]
 
@@ -251,7 +251,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Kill the worker that reads a certain image, once the run is under way: the first so many times."""
     from torch.utils.data import dataloader
 
-    from gradfast.train import batches
+    from gradfast.train.data import batches
 
     iterator = dataloader._MultiProcessingDataLoaderIter
     monkeypatch.setattr(iterator._try_get_data, "__defaults__", (0.2,))  # else five seconds pass before torch looks

@@ -16,8 +16,8 @@ from train.trained_runs import VARIANTS, train_variant
 import gradfast.train
 from gradfast.errors import UserError
 from gradfast.train.config import TrainConfig
-from gradfast.train.data import build_data
-from gradfast.train.trained import find_checkpoint, read_trained
+from gradfast.train.data.build import build_data
+from gradfast.train.trained.load import find_checkpoint, read_trained
 
 
 @pytest.fixture(scope="module", params=["plain", "average", "crop", "changed"])

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from gradfast.train.augment import drawing_from
 from gradfast.train.coco.listing import Scene, SceneListing
-from gradfast.train.images import BadImage, describe, to_rgb, to_tensor
+from gradfast.train.data.augment import drawing_from
+from gradfast.train.data.images import BadImage, describe, to_rgb, to_tensor
 
 Target = dict[str, Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from gradfast.errors import UserError
 from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.read import read_annotations
-from gradfast.train.images import BadImage
+from gradfast.train.data.images import BadImage
 
 # The first name is ours and most people's; the second is that of a well-known annotation service's exports.
 FILES = ("annotations.json", "_annotations.coco.json")

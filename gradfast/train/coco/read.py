@@ -16,7 +16,7 @@ from gradfast.errors import UserError
 from gradfast.train.coco.categories import Categories
 from gradfast.train.coco.check import check_box, object_area, shorten, whole_number
 from gradfast.train.coco.listing import Box, Crowd, Scene, SceneListing
-from gradfast.train.images import BadImage
+from gradfast.train.data.images import BadImage
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gradfast.train import parse
-from gradfast.train.data_sets import DATA_SETS
+from gradfast.train.data.data_sets import DATA_SETS
 from gradfast.train.options.field import choice, option, switch
 
 

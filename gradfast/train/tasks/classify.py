@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfast.train.batches import Batch
 from gradfast.train.config import TrainConfig
-from gradfast.train.criterion import ClassificationLoss, balanced_weights
-from gradfast.train.data import Data, build_data
-from gradfast.train.metrics import Confusion, majority_share
-from gradfast.train.mixing import Mixing, build_mixing
-from gradfast.train.models import build_model
-from gradfast.train.parallel import World
-from gradfast.train.place import Place, normaliser
+from gradfast.train.data.batches import Batch
+from gradfast.train.data.build import Data, build_data
+from gradfast.train.data.mixing import Mixing, build_mixing
+from gradfast.train.machine.place import Place, normaliser
+from gradfast.train.machine.processes import World
+from gradfast.train.model.build import build_model
+from gradfast.train.model.criterion import ClassificationLoss, balanced_weights
+from gradfast.train.results.metrics import Confusion, majority_share
 from gradfast.train.tasks.task import Evaluation, Panel
 
 CLASSES_SHOWN = 8

@@ -14,8 +14,8 @@ from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.metrics import NAMES, CocoEvaluation
 from gradfast.train.coco.pictures import draw_predictions
 from gradfast.train.config import TrainConfig
-from gradfast.train.parallel import World
-from gradfast.train.place import Place
+from gradfast.train.machine.place import Place
+from gradfast.train.machine.processes import World
 from gradfast.train.tasks.detect_data import DetectionData, build_detection_data
 from gradfast.train.tasks.detectors import DETECTORS, build_detector
 from gradfast.train.tasks.task import Evaluation, Panel

@@ -10,14 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from gradfast.errors import UserError
-from gradfast.train.batches import BatchLoader, EpochBatches
 from gradfast.train.coco.dataset import SceneDataset, build_scene_augmentation, collate_scenes, read_scene
 from gradfast.train.coco.layout import list_coco
 from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.split import split_scenes
 from gradfast.train.config import TrainConfig
-from gradfast.train.data import CACHE_LIMIT, CHECK_LIMIT, choose_workers, refuse_if_strict, usable_cores
-from gradfast.train.images import BadImage
+from gradfast.train.data.batches import BatchLoader, EpochBatches
+from gradfast.train.data.build import CACHE_LIMIT, CHECK_LIMIT, choose_workers, refuse_if_strict, usable_cores
+from gradfast.train.data.images import BadImage
 
 
 @dataclass

@@ -15,7 +15,7 @@ from gradfast.errors import UserError
 from gradfast.nn import group_norms, load_pretrained
 from gradfast.nn.pretrained import read_weights
 from gradfast.train.config import FIELDS, TrainConfig, flag
-from gradfast.train.weights import find_weights
+from gradfast.train.model.weights import find_weights
 
 # Parts of the loss of each, as torchvision calls them.
 FASTER_RCNN = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")

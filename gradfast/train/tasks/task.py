@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from gradfast.train.batches import BatchLoader
 from gradfast.train.config import TrainConfig
-from gradfast.train.images import BadImage
-from gradfast.train.parallel import World
-from gradfast.train.place import Place
+from gradfast.train.data.batches import BatchLoader
+from gradfast.train.data.images import BadImage
+from gradfast.train.machine.place import Place
+from gradfast.train.machine.processes import World
 
 
 class AnyBatch(Protocol):

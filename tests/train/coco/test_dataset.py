@@ -16,7 +16,7 @@ from train.coco.cases import HEIGHT, WIDTH, box, content, write_coco
 from gradfast.train.coco.dataset import SceneDataset, build_scene_augmentation, collate_scenes, read_scene
 from gradfast.train.coco.layout import list_coco
 from gradfast.train.coco.listing import Scene, SceneListing
-from gradfast.train.images import BadImage
+from gradfast.train.data.images import BadImage
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from train.coco.cases import HEIGHT, WIDTH, box, content, write_coco
 from gradfast.errors import UserError
 from gradfast.train.coco.listing import Box, SceneListing
 from gradfast.train.coco.read import read_annotations
-from gradfast.train.images import BadImage
+from gradfast.train.data.images import BadImage
 
 
 def read(folder: Path, data: dict[str, Any]) -> tuple[SceneListing, list[BadImage]]:

@@ -1,0 +1,1 @@
+"""From the setting ``--data`` to batches of images."""

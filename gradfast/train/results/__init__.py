@@ -1,0 +1,1 @@
+"""What a run tells and leaves behind, and what it goes on from."""
