@@ -74,8 +74,8 @@ sources := $(shell find csrc build_backend -name '*.h' -o -name '*.cuh' -o -name
 # its own GPU alone; without a GPU, or with TORCH_CUDA_ARCH_LIST set, setup.py decides.
 $(done)/build: extras =
 $(done)/demo:  extras = [demo]
-$(done)/test:  extras = [train,test]
-$(done)/dev:   extras = [train,test,dev]
+$(done)/test:  extras = [demo,export,monitor,test]
+$(done)/dev:   extras = [demo,export,monitor,test,dev]
 $(done)/docs:  extras = [docs]
 $(done)/build $(done)/demo $(done)/test $(done)/dev $(done)/docs: $(done)/torch $(done)/build.wanted $(sources) setup.py pyproject.toml gradfast/version.py
 	@echo "Building gradfast$(extras); the first time takes a few minutes, most of them in the compilers ..."
