@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Callable
+from types import FrameType
+
 import pytest
 import torch
 from distributed.alone import MAX_NORM, assert_same_on_all_ranks, batches, loss_of, model, whole
@@ -66,6 +71,35 @@ def test_clip_with_the_partial_norm_of_torch() -> None:
     torch.nn.utils.clip_grad_norm_(alone.parameters(), MAX_NORM)
     for ours, expected in zip(module.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(whole(ours.grad), expected.grad, rtol=1e-12, atol=1e-15)
+
+
+def calls_within(function: Callable[[], object]) -> int:
+    """How many calls of Python and C functions it makes, which no other program's load changes."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    function()  # what is made once and kept
+    gc.disable()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return calls
+
+
+@on_ranks(2)
+def test_work_grows_with_the_number_of_gradients_and_no_faster() -> None:
+    """Stacking the norms of n DTensors took torch work in proportion to n squared (pytorch 169445)."""
+    mesh = init_device_mesh("cpu", (2,))
+    gradients = [distribute_tensor(torch.full((4, 2), 0.5), mesh, [Shard(0)]) for _ in range(200)]
+    few, many, most = (calls_within(lambda n=n: gradfast.get_total_norm(gradients[:n])) for n in (50, 100, 200))
+    assert most - many <= 2.1 * (many - few), (few, many, most)
+    assert many > few
 
 
 @on_ranks(4)
