@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,10 @@ def trim(path: Path, source: Path | None, steps: int, epochs: int) -> None:
 
 def open_wandb(folder: Path, config: TrainConfig) -> WandB:
     """A run of W&B whose name stays in the folder, so that a resumed one is the same; the project is W&B's to know."""
-    wandb = require("wandb", "monitor", "--log wandb (pip install wandb)")
+    require("wandb", "monitor", "--log wandb (pip install wandb)")
     path = folder / WANDB_ID
     if not path.is_file():
         with atomic_write(path) as file:
-            file.write(wandb.util.generate_id().encode())
+            file.write(secrets.token_hex(4).encode())
     name = path.read_text().strip()
     return WandB(dir=str(folder), id=name, resume="allow", name=folder.name, config=config.to_dict())
