@@ -4,7 +4,7 @@
     python docs/site/draw_guide.py rate clipping     these
 
 Each picture is of two runs or three, as `FIGURES` says: the training loss of every step and the gradient's norm before
-clipping. A run that is in runs/guide already is not made again. The photographs are those of ``elpv-dataset``.
+clipping, or the losses and the accuracy of every epoch. A run that is in runs/guide already is not made again. The photographs are those of ``elpv-dataset``.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: its title, and its runs, the broken one first."""
+    """A picture: its title, and its runs, the broken one first; of every step, or of every epoch's held-out images."""
 
     title: str
     runs: tuple[Run, ...]
+    by_epoch: bool = False
 
 
 def small_run(label: str, flags: str) -> Run:
@@ -51,6 +52,7 @@ def small_run(label: str, flags: str) -> Run:
     return Run(label, f"{BASE} {flags}")
 
 
+LONG = "--epochs 20 --val-split 0.75"
 SHORT = "--epochs 1 --sched constant --warmup-epochs 0"
 AS_TORCH = "--clip-grad off --nonfinite propagate --on-spike none"
 NO_NORMS = "--norm none --init kaiming"
@@ -89,6 +91,14 @@ FIGURES = {
             small_run("as torch does", f"{SHORT} --lr 1 {AS_TORCH}"),
             small_run("--on-spike backoff", f"{SHORT} --lr 1 --clip-grad off --on-spike backoff"),
         ),
+    ),
+    "regularisation": Figure(
+        "A quarter of the photographs, twenty epochs: learnt by heart, and regularised",
+        (
+            small_run("plain", f"{LONG} --augment none --weight-decay 0"),
+            small_run("decay, dropout, augmentation", f"{LONG} --weight-decay 0.002 --dropout 0.3"),
+        ),
+        by_epoch=True,
     ),
 }
 
@@ -132,6 +142,16 @@ def draw(figure: Figure, path: Path) -> None:
 
     canvas = Canvas(figsize=(9, 3), layout="constrained", dpi=80)
     left, right = canvas.subplots(1, 2)
+    (draw_epochs if figure.by_epoch else draw_steps)(figure, left, right)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+    left.legend(fontsize=7 if figure.by_epoch else 8, loc="lower left" if figure.by_epoch else "best")
+    canvas.suptitle(figure.title)
+    canvas.savefig(path, metadata={"Software": None})
+
+
+def draw_steps(figure: Figure, left: Any, right: Any) -> None:
+    """The training loss, and the gradient's norm before clipping."""
     for run, (colour, stroke) in zip(figure.runs, STYLES):
         folder = make(run)
         rows = read(folder / "steps.csv")
@@ -140,13 +160,24 @@ def draw(figure: Figure, path: Path) -> None:
         draw_line(right, steps, [row["grad_norm"] for row in rows], run.label, colour, stroke)
     left.set(title="training loss", xlabel="step")
     right.set(title="gradient norm before clipping", xlabel="step", yscale="log")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
     if left.get_ylim()[1] > 100:
         left.set(yscale="log")
-    left.legend(fontsize=8)
-    canvas.suptitle(figure.title)
-    canvas.savefig(path, metadata={"Software": None})
+
+
+def draw_epochs(figure: Figure, left: Any, right: Any) -> None:
+    """The losses on training and held-out images, and the balanced accuracy on the latter."""
+    for run, (colour, stroke) in zip(figure.runs, STYLES):
+        rows = read(make(run) / "summary.csv")
+        epochs = [row["epoch"] for row in rows]
+        left.plot(
+            epochs, [row["train_loss"] for row in rows], color=colour, linestyle=":", label=f"{run.label}: training"
+        )
+        left.plot(
+            epochs, [row["eval_loss"] for row in rows], color=colour, linestyle=stroke, label=f"{run.label}: held out"
+        )
+        right.plot(epochs, [row["eval_balanced_acc"] for row in rows], color=colour, linestyle=stroke)
+    left.set(title="loss", xlabel="epoch")
+    right.set(title="balanced accuracy on held-out images", xlabel="epoch")
 
 
 def draw_line(axes: Any, steps: Sequence[float], values: Sequence[float], label: str, colour: str, stroke: str) -> None:
