@@ -4,7 +4,8 @@
     python docs/site/draw_guide.py rate clipping     these
 
 Each picture is of two runs or three, as `FIGURES` says: the training loss of every step and the gradient's norm before
-clipping, or the losses and the accuracy of every epoch. A run that is in runs/guide already is not made again. The photographs are those of ``elpv-dataset``.
+clipping, or the losses and the accuracy of every epoch. A run that is in runs/guide already is not made again. The
+photographs are those of ``elpv-dataset``.
 """
 
 from __future__ import annotations
