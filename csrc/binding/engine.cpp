@@ -171,13 +171,6 @@ void Engine::apply(const StepSettings& settings) {
     for (std::size_t g = 0; g < settings.group_limits.size(); ++g) {
       part.problem.groups.at(g).max_norm = settings.group_limits[g];
     }
-    part.rate_factors = at::Tensor();
-    if (settings.rate_factors.has_value()) {
-      TORCH_CHECK_VALUE(settings.rate_factors->numel() == static_cast<std::int64_t>(members_.size()),
-                        "gradfast: a learning-rate factor for each of ", members_.size(), " parameters is needed");
-      part.rate_factors = settings.rate_factors->to(part.device, at::kDouble).contiguous();
-    }
-    part.problem.rate_factors = part.rate_factors.defined() ? part.rate_factors.const_data_ptr<double>() : nullptr;
     part.problem.parameter_sums = nullptr;
     part.problem.clip.policies = settings.policies;
     if (settings.policies.count == 0) continue;

@@ -68,9 +68,9 @@ class Engine {
     std::vector<Slot> previous;
     std::vector<Layout> previous_layouts;
     std::vector<int> previous_rules;
-    std::vector<int> members;                               // index of the member in each slot
-    at::Tensor loss_scale, found_infinite;                  // on this device, kept alive for the step
-    at::Tensor policy_state, parameter_sums, rate_factors;  // likewise
+    std::vector<int> members;                 // index of the member in each slot
+    at::Tensor loss_scale, found_infinite;    // on this device, kept alive for the step
+    at::Tensor policy_state, parameter_sums;  // likewise
   };
 
   std::vector<int> prepare(const pybind11::dict& state, const StepSettings& settings);

@@ -49,7 +49,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_readwrite("rounding_seed", &StepSettings::rounding_seed)
       .def_readwrite("group_limits", &StepSettings::group_limits)
       .def_readwrite("clips_updates", &StepSettings::clips_updates)
-      .def_readwrite("rate_factors", &StepSettings::rate_factors)
       .def_readwrite("policies", &StepSettings::policies)
       .def_readwrite("policy_state", &StepSettings::policy_state);
 

@@ -33,10 +33,7 @@ struct StepSettings {
 
   // A limit a group for the norm of its own gradients, infinity for none; empty where no group has one.
   std::vector<double> group_limits;
-  // Update clipping: on the CPU the step finds the learning rates' factors itself; on other devices they are given, a
-  // factor a parameter, as a double tensor on the device of the parameters.
-  bool clips_updates = false;
-  std::optional<at::Tensor> rate_factors;
+  bool clips_updates = false;  // as in Problem
 };
 
 }  // namespace gradfast

@@ -114,9 +114,6 @@ struct SquaresLoop {
   }
 };
 
-template <class Rule>
-concept ClipsUpdates = requires(const typename Rule::template Constants<float>& k) { Rule::squared_update_factor(k); };
-
 template <class Rule, class T>
 void prepare(const PackedHyperparameters& values, double step, double scale, void* constants) {
   using Constants = typename Rule::template Constants<Arithmetic<T>>;

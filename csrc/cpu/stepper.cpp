@@ -148,7 +148,6 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
 void Stepper::prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const {
   const Slot& slot = problem.slots[tensor];
   PackedHyperparameters values = problem.groups[slot.group].values;
-  if (problem.rate_factors != nullptr) values.value[0] *= problem.rate_factors[slot.number];
   if (problem.clips_updates) values.value[0] *= rates_[tensor];
   work_[tensor].update.prepare(values, slot.step == nullptr ? 1.0 : *slot.step + 1.0, scale, constants);
 }
@@ -180,8 +179,7 @@ void Stepper::find_rates(const Problem& problem) {
   rates_.assign(problem.slots.size(), 0.0);
   for (std::size_t c = 0; c < chunk_squares_.size(); ++c) rates_[plan_.chunks[c].tensor] += chunk_squares_[c];
   for (std::size_t t = 0; t < rates_.size(); ++t) {
-    const double mean = rates_[t] / static_cast<double>(problem.slots[t].elements);
-    rates_[t] = mean > 1 ? 1 / std::sqrt(mean) : 1;
+    rates_[t] = rate_for_updates(rates_[t] / static_cast<double>(problem.slots[t].elements));
   }
 }
 

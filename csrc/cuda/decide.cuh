@@ -27,15 +27,20 @@ GF_DEVICE double total_sum(const Header& header, BlockMemory& memory) {
   return block_join(memory, header.norm, sum);
 }
 
-// The sum of powers of one tensor, by one warp, in every lane.
-GF_DEVICE double tensor_sum(const Header& header, int tensor) {
+// The chunks' `partials` of one tensor joined, by one warp, in every lane.
+GF_DEVICE double join_chunks(const Header& header, const Norm& norm, const double* partials, int tensor) {
   const std::int32_t last = header.tensors[tensor + 1].first_chunk;
   double sum = 0;
   for (int chunk = header.tensors[tensor].first_chunk + lane_index(); chunk < last; chunk += kWarpSize) {
-    sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
+    sum = join(norm, sum, load_shared_by_blocks(partials + chunk));
   }
-  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum = join(header.norm, sum, shuffle_xor(sum, mask));
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum = join(norm, sum, shuffle_xor(sum, mask));
   return sum;
+}
+
+// The sum of powers of one tensor, by one warp, in every lane.
+GF_DEVICE double tensor_sum(const Header& header, int tensor) {
+  return join_chunks(header, header.norm, header.partials, tensor);
 }
 
 // The first slot whose sum is not finite, or -1. Asked for by one block, and only when something went wrong.
@@ -70,9 +75,18 @@ GF_DEVICE double group_norm(const Header& header, std::int32_t group) {
   return finish(header.norm, sum);
 }
 
-// Where tensors have factors of their own (a policy clips each, or a group has a limit): what the gradients of each
-// tensor of this block are multiplied with, a warp a tensor. Blocks that share one write the same. memory.sum is set;
-// the decision is made anew, as that costs less than keeping it in registers.
+// Update clipping: what the learning rate of a tensor is multiplied with, by one warp.
+GF_DEVICE void find_rate(const Header& header, int tensor) {
+  const double sum = join_chunks(header, Norm{}, header.update_partials, tensor);
+  const ChunkEntry& end = header.chunks[header.tensors[tensor + 1].first_chunk - 1];  // another's if this one is empty
+  const auto elements = static_cast<double>(end.offset + end.length);
+  if (lane_index() == 0) header.tensor_rates[tensor] = rate_for_updates(sum / elements);
+}
+
+// Where tensors have factors of their own (a policy clips each, a group has a limit, or updates are clipped): what the
+// gradients of each tensor of this block are multiplied with, and its learning rate, a warp a tensor. Blocks that share
+// one write the same. memory.sum is set; the decision is made anew, as that costs less than keeping it in registers.
+template <bool kClipsUpdates>
 GF_DEVICE_CALL void scale_tensors(const Header& header, Changing changing, BlockMemory& memory, Share share) {
   block_barrier();  // memory.sum is there
   const ClipDecision decision = decide(header, memory.sum);
@@ -90,6 +104,9 @@ GF_DEVICE_CALL void scale_tensors(const Header& header, Changing changing, Block
       of_group = group_coefficient(decision, changing.groups[group].max_norm, group_norm(header, group));
     }
     if (lane_index() == 0) header.tensor_scales[t] = scale * of_group;
+    if constexpr (kClipsUpdates) {
+      if (header.tensor_rates) find_rate(header, t);
+    }
   }
   block_barrier();
 }

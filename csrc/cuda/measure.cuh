@@ -93,20 +93,39 @@ GF_DEVICE double measure_strided(const Storage* g, const Layout& layout, std::in
   return sum;
 }
 
-// The sums of powers of the dense chunks among those of this block, a warp each.
+// The sum of powers of a dense chunk, by one warp.
+template <class Kind, class Storage, class Kept>
+GF_DEVICE void measure_chunk(const Header& header, Changing changing, int c, Kept kept) {
+  const ChunkEntry chunk = header.chunks[c];
+  const TensorEntry& tensor = header.tensors[chunk.tensor];
+  const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* gradients) {
+    const auto* g = gradients + chunk.offset;
+    return measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p);
+  });
+  const double sum = warp_join<Kind>(part);
+  if (lane_index() == 0) header.partials[c] = sum;
+}
+
+// And of one whose gradients do not lie densely.
+template <class Kind, class Storage>
+GF_DEVICE void measure_strided_chunk(const Header& header, Changing changing, int c) {
+  const ChunkEntry chunk = header.chunks[c];
+  const TensorEntry& tensor = header.tensors[chunk.tensor];
+  const Layout& layout = header.layouts[tensor.layout];
+  const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* g) {
+    return measure_strided<Kind>(g, layout, chunk.offset, chunk.length, lane_index(), header.norm.p);
+  });
+  const double sum = warp_join<Kind>(part);
+  if (lane_index() == 0) header.partials[c] = sum;
+}
+
+// The dense chunks among those of this block, a warp each.
 template <class Kind, class Storage, class Kept>
 GF_DEVICE void measure_chunks(const Header& header, Changing changing, Share share, Kept kept) {
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
-    const ChunkEntry chunk = header.chunks[c];
-    const TensorEntry& tensor = header.tensors[chunk.tensor];
-    if (tensor.layout >= 0) continue;
-    const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* gradients) {
-      const auto* g = gradients + chunk.offset;
-      return measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p);
-    });
-    const double sum = warp_join<Kind>(part);
-    if (lane_index() == 0) header.partials[c] = sum;
+    if (header.tensors[header.chunks[c].tensor].layout >= 0) continue;
+    measure_chunk<Kind, Storage>(header, changing, c, kept);
   }
 }
 
@@ -115,15 +134,8 @@ template <class Kind, class Storage>
 GF_DEVICE_CALL void measure_strided_chunks(const Header& header, Changing changing, Share share) {
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
-    const ChunkEntry chunk = header.chunks[c];
-    const TensorEntry& tensor = header.tensors[chunk.tensor];
-    if (tensor.layout < 0) continue;
-    const Layout& layout = header.layouts[tensor.layout];
-    const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* g) {
-      return measure_strided<Kind>(g, layout, chunk.offset, chunk.length, lane_index(), header.norm.p);
-    });
-    const double sum = warp_join<Kind>(part);
-    if (lane_index() == 0) header.partials[c] = sum;
+    if (header.tensors[header.chunks[c].tensor].layout < 0) continue;
+    measure_strided_chunk<Kind, Storage>(header, changing, c);
   }
 }
 

@@ -1,14 +1,17 @@
 // The kernels. One step is
 //
-//   phase 1   every block sums the powers of its chunks and keeps gradients in shared memory while they fit
+//   phase 1   every block sums the powers of its chunks, and the squares of their updates where those are clipped, and
+//             keeps gradients in shared memory while they fit
 //   barrier   of the whole grid
 //   decision  from the sum of all, the same in every block
 //   phase 2   every block updates its chunks, last read first, which L2 still holds; first read last, which were kept
 //
-// all in step_kernel where the grid is resident, and otherwise phase 1 in measure_kernel, the rest in step_kernel.
+// all in step_kernel where the grid is resident, and otherwise phase 1 in measure_kernel (in step_kernel where it needs
+// the rule), the rest in step_kernel.
 #pragma once
 
 #include "decide.cuh"
+#include "measure_updates.cuh"
 #include "mixed.cuh"
 #include "update.cuh"
 
@@ -23,18 +26,32 @@ GF_DEVICE Storage* kept_gradients(const ChunkEntry& chunk, const Storage* g) {
   return reinterpret_cast<Storage*>(shared_memory() + sizeof(BlockMemory) + chunk.kept + past_boundary);
 }
 
+// Phase 1 of this block, as far as this launch has the tasks.
+template <class Rule, class Storage, class Kept>
+GF_DEVICE void measure_step(const Header& header, Changing changing, BlockMemory& memory, Share share, Kept kept) {
+  if constexpr (ClipsUpdates<Rule>) {
+    if (header.tasks & kMeasureUpdates) {
+      measure_updates<Rule, Storage>(header, changing, memory, share, kept);
+      return;
+    }
+  }
+  if (header.tasks & kMeasure) measure<NormTwo, Storage>(header, changing, share, kept);
+}
+
 template <class Rule, class Storage>
 GF_DEVICE void step(const Header& header, const void* after_header) {
   BlockMemory& memory = *reinterpret_cast<BlockMemory*>(shared_memory());
   const Changing changing(header, after_header);
   const Share share(header);
-  const bool both_phases = header.tasks & kMeasure;
+  const bool measures = header.tasks & (kMeasure | kMeasureUpdates);
+  const bool both_phases = measures && (header.tasks & kUpdate);
   const auto kept = [both_phases](const ChunkEntry& chunk, const auto* g) {
     return both_phases ? kept_gradients(chunk, g) : nullptr;
   };
 
-  if (both_phases) {
-    measure<NormTwo, Storage>(header, changing, share, kept);
+  if (measures) {
+    measure_step<Rule, Storage>(header, changing, memory, share, kept);
+    if (!both_phases) return;
     grid_barrier();
   }
   const double sum = total_sum(header, memory);
@@ -42,7 +59,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (header.tasks & kReport) write_report(header, memory, decision, sum);
   if (decision.skip && !decision.reached_policies) return;  // nothing changes, not even a policy's state
   if (thread_index() == 0) memory.sum = sum;
-  if (header.each_tensor && !decision.skip) scale_tensors(header, changing, memory, share);
+  if (header.each_tensor && !decision.skip) scale_tensors<ClipsUpdates<Rule>>(header, changing, memory, share);
   if (!decision.skip) {
     unsigned char* constants = memory.constants[warp_index()];
     if constexpr (std::is_same_v<Storage, Mixed>) {
@@ -54,7 +71,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   finish_step(header, memory);
 }
 
-// Both phases, where header.tasks says so; else the second alone.
+// Both phases, or one of them, as header.tasks says.
 template <class Rule, class Storage, int kBytes>
 GF_KERNEL(kResidentBlocks)
 step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {

@@ -103,12 +103,10 @@ class Stepper::Implementation {
     const bool measures = phase != Phase::update;
     const bool updates = phase != Phase::measure;
     if (phase == Phase::both && joint_ && problem.norm.kind == NormKind::two &&
-        launch(*joint_, kMeasure | kUpdate | kReport | kCount)) {
+        launch(*joint_, kMeasure | kUpdate | kReport | kCount | (problem.clips_updates ? kMeasureUpdates : 0))) {
       return;
     }
-    if (measures) {
-      for (const Launch& each : measure_) launch(each, kMeasure);
-    }
+    if (measures) measure(problem);
     if (updates) {
       for (const Launch& each : update_) launch(each, kUpdate | (&each == &update_.back() ? kReport | kCount : 0));
     }
@@ -125,6 +123,19 @@ class Stepper::Implementation {
     Report report;
     std::uint32_t finished = 0;
   };
+
+  // Phase 1 in launches of its own. The size of an update is measured by the kernels of the rules, and beside it the
+  // norm where they know it.
+  void measure(const Problem& problem) {
+    const bool have_rules = std::all_of(schedule_.segments.begin(), schedule_.segments.end(),
+                                        [](const Segment& segment) { return segment.rule >= 0; });
+    const bool together = problem.clips_updates && problem.norm.kind == NormKind::two && have_rules;
+    for (const Launch& each : together ? update_ : measure_) {
+      launch(each, kMeasure | (together ? kMeasureUpdates : 0));
+    }
+    if (!problem.clips_updates || together) return;
+    for (const Launch& each : update_) launch(each, kMeasureUpdates);
+  }
 
   // Everything that depends on sizes, dtypes, rules and layouts.
   void make_launches(const Problem& problem) {
@@ -149,7 +160,7 @@ class Stepper::Implementation {
     report_launch_.kernel = report_kernels();
     report_launch_.blocks = blocks_for(schedule_.slots.size(), device_.multiprocessors);
     make_tensors(problem);
-    workspace_.reserve((schedule_.chunks.size() + 2 * schedule_.slots.size() + 1) * sizeof(double));
+    workspace_.reserve((2 * schedule_.chunks.size() + 3 * schedule_.slots.size() + 1) * sizeof(double));
     layouts_ = problem.layouts;
     scheduled_ = true;
   }
@@ -304,13 +315,14 @@ class Stepper::Implementation {
     header.partials = partials();
     header.tensor_sums = tensor_sums();
     header.tensor_scales = tensor_sums() + schedule_.slots.size();
+    header.update_partials = header.tensor_scales + schedule_.slots.size();
+    header.tensor_rates = problem.clips_updates ? header.update_partials + schedule_.chunks.size() : nullptr;
     header.report = report();
     header.finished = &fixed_.at<Fixed>()->finished;
     header.total = total;
     header.loss_scale = problem.loss_scale;
     header.found_infinite = problem.found_infinite;
     header.parameter_sums = problem.parameter_sums;
-    header.rate_factors = problem.rate_factors;
     header.each_tensor = differs_by_tensor(problem) ? 1 : 0;
     header.group_limits = has_group_limits(problem) ? 1 : 0;
     header.rounding_seed = problem.rounding_seed;

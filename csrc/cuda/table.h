@@ -49,10 +49,11 @@ struct GroupEntry {
 };
 
 enum Task : std::int32_t {
-  kMeasure = 1,  // sum the powers of every chunk
-  kUpdate = 2,   // apply the rule
-  kReport = 4,   // write the report and the tensors' sums
-  kCount = 8,    // count a skipped step
+  kMeasure = 1,          // sum the powers of every chunk
+  kUpdate = 2,           // apply the rule
+  kReport = 4,           // write the report and the tensors' sums
+  kCount = 8,            // count a skipped step
+  kMeasureUpdates = 16,  // for update clipping: sum the squared updates of every chunk
 };
 
 // The changing table: first the groups, then the gradients' addresses in the order of the tensors.
@@ -65,13 +66,14 @@ struct Header {
   double* partials;            // sum of powers of each chunk
   double* tensor_sums;         // in the order of Problem::slots
   double* tensor_scales;       // in the order of the tensors, where a policy gives each a factor of its own
+  double* update_partials;     // update clipping: sum of squared updates of each chunk
+  double* tensor_rates;        // update clipping: factors on the learning rates, by tensor; null: none
   Report* report;
   std::uint32_t* finished;  // blocks of this launch that are done; zero between launches
   const double* total;      // a sum that the caller brings; null: the chunks' partial sums are added up
   const float* loss_scale;
   const float* found_infinite;
   const double* parameter_sums;  // as in Problem
-  const double* rate_factors;    // likewise
   std::uint64_t rounding_seed;
   Norm norm;
   ClipSettings clip;

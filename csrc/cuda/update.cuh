@@ -20,8 +20,8 @@ using ConstantsOf = typename Rule::template Constants<Arithmetic<Storage>>;
 
 // The rule's constants for a tensor that had `updates` updates before this one, by one lane.
 template <class Rule, class Storage>
-GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, double scale, double rate,
-                                   unsigned char* result) {
+GF_DEVICE void make_constants(const GroupEntry& group, float updates, double scale, double rate,
+                              unsigned char* result) {
   PackedHyperparameters values = group.values;
   if (group.lr) {
     values.value[0] = group.lr_is_double ? *static_cast<const double*>(group.lr)
@@ -33,24 +33,44 @@ GF_DEVICE_CALL void make_constants(const GroupEntry& group, float updates, doubl
       Rule::template prepare<Arithmetic<Storage>>(unpack<Rule>(values), updates + 1.0, scale));
 }
 
-// The constants for `tensor`. They are handed from lane to lane in shared memory, `constants_of_warp`.
+// Those of the update, with the factors that the tensor at `index` may have of its own.
+template <class Rule, class Storage>
+GF_DEVICE_CALL void make_constants(const Header& header, const GroupEntry& group, int index, float updates,
+                                   double scale, unsigned char* result) {
+  if (header.each_tensor) scale = header.tensor_scales[index];
+  double rate = 1;
+  if constexpr (ClipsUpdates<Rule>) {
+    if (header.tensor_rates) rate = header.tensor_rates[index];
+  }
+  make_constants<Rule, Storage>(group, updates, scale, rate, result);
+}
+
+GF_DEVICE float updates_of(const TensorEntry& tensor) { return tensor.step ? *tensor.step : 0.0f; }
+
+// Has the first lane make() the constants anew unless they are the wanted ones. They are handed from lane to lane in
+// shared memory, `constants_of_warp`.
+template <class Rule, class Storage, class Make>
+GF_DEVICE const ConstantsOf<Rule, Storage>& refresh(Prepared& prepared, Prepared wanted,
+                                                    unsigned char* constants_of_warp, Make make) {
+  if (prepared.shared_by != wanted.shared_by || prepared.updates != wanted.updates) {
+    prepared = wanted;
+    warp_barrier();  // nobody reads the old ones any more
+    if (lane_index() == 0) make();
+    warp_barrier();
+  }
+  return *reinterpret_cast<const ConstantsOf<Rule, Storage>*>(constants_of_warp);
+}
+
+// The constants for the tensor at `index`.
 template <class Rule, class Storage>
 GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, const Header& header, Changing changing,
                                                     int index, double scale, unsigned char* constants_of_warp) {
   const TensorEntry& tensor = header.tensors[index];
-  const float updates = tensor.step ? *tensor.step : 0.0f;
-  const std::int32_t shared_by = header.each_tensor ? index : tensor.group;
-  if (prepared.shared_by != shared_by || prepared.updates != updates) {
-    prepared = {shared_by, updates};
-    warp_barrier();  // nobody reads the old ones any more
-    if (lane_index() == 0) {
-      if (header.each_tensor) scale = header.tensor_scales[index];
-      const double rate = header.rate_factors ? header.rate_factors[tensor.number] : 1.0;
-      make_constants<Rule, Storage>(changing.groups[tensor.group], updates, scale, rate, constants_of_warp);
-    }
-    warp_barrier();
-  }
-  return *reinterpret_cast<const ConstantsOf<Rule, Storage>*>(constants_of_warp);
+  const Prepared wanted{header.each_tensor ? index : tensor.group, updates_of(tensor)};
+  return refresh<Rule, Storage>(prepared, wanted, constants_of_warp, [&] {
+    make_constants<Rule, Storage>(header, changing.groups[tensor.group], index, wanted.updates, scale,
+                                  constants_of_warp);
+  });
 }
 
 // Two blocks share a multiprocessor, so that a thread may have 128 registers and spills none of them, and it loads this

@@ -66,10 +66,7 @@ struct Problem {
   // holds only a part of each parameter brings those of the whole, in the memory of the device.
   const double* parameter_sums = nullptr;
 
-  // Factors on the learning rate by Slot::number, in the memory of the device; null: none.
-  const double* rate_factors = nullptr;
-
-  // Update clipping: the step finds such factors itself, by the rule's squared_update. CPU only.
+  // Update clipping: a factor on each tensor's learning rate, which the step finds by the rule's squared_update.
   bool clips_updates = false;
 };
 
@@ -82,8 +79,7 @@ inline bool has_group_limits(const Problem& problem) {
 
 // True where tensors of one group may need constants of their own.
 inline bool differs_by_tensor(const Problem& problem) {
-  return clips_each_tensor(problem.clip.policies) || problem.rate_factors != nullptr || problem.clips_updates ||
-         has_group_limits(problem);
+  return clips_each_tensor(problem.clip.policies) || problem.clips_updates || has_group_limits(problem);
 }
 
 // The random bits that serve array number `array` of a Slot: which pair of random_words, and how far up in a word.

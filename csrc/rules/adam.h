@@ -13,6 +13,12 @@
 
 namespace gradfast {
 
+// Update clipping: what a tensor's learning rate is multiplied with, 1 / max(1, RMS), where RMS^2 is `mean_square`.
+// NaN, of gradients that are zero for ever with eps = 0, clips nothing.
+GF_HOST_DEVICE double rate_for_updates(double mean_square) {
+  return mean_square > 1 ? 1 / std::sqrt(mean_square) : 1.0;
+}
+
 template <bool kAmsgrad>
 struct Adam {
   static constexpr const char* kName = kAmsgrad ? "adam_amsgrad" : "adam";

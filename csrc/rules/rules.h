@@ -13,6 +13,10 @@ struct RuleList {};
 
 using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, Lion, ScaleGradient, ClampGradient>;
 
+// Rules that know the size of their update, and so can clip it.
+template <class Rule>
+concept ClipsUpdates = requires(const typename Rule::template Constants<float>& k) { Rule::squared_update_factor(k); };
+
 inline constexpr int kMaxStates = 3;
 inline constexpr int kMaxHyperparameters = 8;
 inline constexpr int kMaxConstantsBytes = 128;

@@ -10,7 +10,6 @@ from torch import Tensor
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.options import OptionKeywords, takes_options
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
-from gradfast.optim.update_clipping import rate_factors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -107,8 +106,7 @@ class AdamW(_Adam, torch.optim.AdamW):
 
     With `update_clipping=True` it is StableAdamW (Wortsman et al. 2023): every parameter's `lr` is divided by
     `max(1, RMS)`, `RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))` with v of this step. That takes the place of
-    clipping by a norm. On a CPU the step measures it beside the norm, which reads v once more; on CUDA it costs a pass
-    of its own: see `gradfast.optim.update_clipping`.
+    clipping by a norm. The step measures it beside the norm, which reads v once more.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -145,10 +143,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         parameters = self._engine_parameters
         if self._sharding is not None and any(hasattr(parameter, "_local_tensor") for parameter in parameters):
             raise NotImplementedError("gradfast: update_clipping=True does not take DTensor parameters yet")
-        settings.clips_updates = bool(parameters) and parameters[0].device.type == "cpu"
-        if not settings.clips_updates:
-            groups = [self.param_groups[number] for number in self._engine_groups]
-            settings.rate_factors = rate_factors(parameters, groups, self.state, settings.loss_scale)
+        settings.clips_updates = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_clips_updates": self._clips_updates}

@@ -191,6 +191,7 @@ void Model::give_scalars() {
   problem_.found_infinite = found_infinite ? scalar(1) : nullptr;
   problem_.norm = norm;
   problem_.clip = clip;
+  problem_.clips_updates = clips_updates;
 }
 
 void Model::remember() {
@@ -244,6 +245,21 @@ double Model::expected_sum() const {
   return sum;
 }
 
+double Model::expected_rate(std::size_t index) const {
+  const Tensor& tensor = tensors_[index];
+  const gradfast::Group& group = problem_.groups[problem_.slots[index].group];
+  if (!clips_updates || (group.rule != kAdam && group.rule != kAmsgrad) || tensor.elements == 0) return 1;
+  const double beta2 = group.values.value[2], eps = group.values.value[3];
+  long double sum = 0;
+  for (std::int64_t e = 0; e < tensor.elements; ++e) {
+    const double g = value(tensor, kGradient, e) / loss_scale;
+    const double v = beta2 * value(tensor, kFirstState + 1, e) + (1 - beta2) * g * g;
+    sum += g * g / std::fmax(v, eps * eps);
+  }
+  const double correction = 1 - std::pow(beta2, tensor.updates_before + 1.0);
+  return 1 / std::fmax(1, std::sqrt(correction * static_cast<double>(sum) / tensor.elements));
+}
+
 Report Model::report(const gradfast::cuda::Stepper& stepper) const {
   Report report;
   require(cudaMemcpy(&report, stepper.report(), sizeof report, cudaMemcpyDeviceToHost), "the report");
@@ -285,7 +301,7 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
   const gradfast::Slot& slot = problem_.slots[index];
   const gradfast::Group& group = problem_.groups[slot.group];
   gradfast::PackedHyperparameters values = group.values;
-  if (!rate_factors.empty()) values.value[0] *= rate_factors[index];
+  values.value[0] *= expected_rate(index);
   const bool updated = !skipped && group.rule >= 0;
   const bool in_place = group.rule == kScale || group.rule == kClamp;
   const int states = state_count(group.rule);

@@ -55,7 +55,7 @@ class Model {
   double policy_coefficient = 1;  // what clip.policies are expected to make of the next step
   bool policy_skip = false;
   std::vector<double> tensor_coefficients;  // and of each tensor on top; empty: nothing
-  std::vector<double> rate_factors;         // on each tensor's learning rate; empty: none
+  bool clips_updates = false;               // as in Problem
 
   int add_group(int rule, std::vector<double> values);
   void set_lr_on_device(int group, double lr, bool as_double);
@@ -86,6 +86,7 @@ class Model {
   std::vector<std::byte> bytes();  // of all arrays, for comparing runs bit for bit
   double expected_sum() const;
   double expected_sum(std::size_t tensor) const { return sum_of(tensors_[tensor]); }
+  double expected_rate(std::size_t tensor) const;  // update clipping's factor on its learning rate
   std::int64_t skipped_steps = 0;
 
  private:

@@ -173,24 +173,17 @@ void each_tensor_by_itself() {
   }
 }
 
-// Limits of two groups of three, and a factor on the learning rate of each tensor.
+// Limits of two groups of three, and updates clipped beside them: factors on gradients and on learning rates.
 void group_limits_and_rates() {
   for (const bool in_phases : {false, true}) {
     Model model(3);
-    for (int g = 0; g < 3; ++g) model.add_group(kSgdMomentum, {0.1, 0.9, 0, 0, 0.01, 0, 0});
-    for (int t = 0; t < 12; ++t) model.add(vector_of(1 + t * 1500), DType::float32, t % 3, 1);
+    for (int g = 0; g < 3; ++g) model.add_group(kAdam, {0.1, 0.9, 0.99, 1e-3, 0.01, 0, 1, 0});
+    for (int t = 0; t < 12; ++t) model.add(vector_of(1 + t * 1500), DType::float32, t % 3, t * 30);
+    model.clips_updates = true;
     model.problem().groups[0].max_norm = 0.5;
     model.problem().groups[2].max_norm = 0.25;
     model.clip.max_norm = 2;
-    Memory rates(12 * sizeof(double));
-    for (int t = 0; t < 12; ++t) {
-      model.problem().slots[t].number = 11 - t;
-      const double rate = 1.0 / (1 + t);
-      model.rate_factors.push_back(rate);
-      std::memcpy(rates.host.data() + (11 - t) * sizeof rate, &rate, sizeof rate);
-    }
-    rates.upload();
-    model.problem().rate_factors = reinterpret_cast<const double*>(rates.device);
+    for (int t = 0; t < 12; ++t) model.problem().slots[t].number = 11 - t;
     Stepper stepper(0);
     for (int step = 0; step < 2; ++step) {
       model.fill_gradients();
@@ -261,7 +254,7 @@ void run_policy_cases() {
   for_each_device([](const std::string& device) {
     run_case("policies over thirty steps" + device, long_runs);
     run_case("policies that clip each tensor" + device, each_tensor_by_itself);
-    run_case("limits of groups, factors on rates" + device, group_limits_and_rates);
+    run_case("limits of groups, clipped updates" + device, group_limits_and_rates);
   });
 #if defined(GRADFAST_SHIM)
   run_case("policies: the same bits on every grid", same_bits_on_every_grid);

@@ -7,38 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from optim.stable_adamw import StableAdamW, give_gradients
 
 import gradfast
-from gradfast.optim.update_clipping import rate_factors
 
 SHAPES = [(30, 7), (5,), (), (40_001,), (0,)]
-
-
-class StableAdamW:
-    """Wortsman et al. 2023, algorithm 2, with beta debiased as theirs; one parameter, float64."""
-
-    def __init__(self, weights: np.ndarray, lr: float, betas: tuple[float, float], eps: float, decay: float) -> None:
-        self.p, self.lr, self.betas, self.eps, self.decay = weights, lr, betas, eps, decay
-        self.m, self.v, self.t = np.zeros_like(weights), np.zeros_like(weights), 0
-
-    def step(self, g: np.ndarray) -> float:
-        self.t += 1
-        beta1, beta2 = (beta * (1 - beta ** (self.t - 1)) / (1 - beta**self.t) for beta in self.betas)
-        self.m = beta1 * self.m + (1 - beta1) * g
-        self.v = beta2 * self.v + (1 - beta2) * g**2
-        rms = np.sqrt(np.mean(g**2 / np.maximum(self.v, self.eps**2))) if g.size else 0.0
-        rate = self.lr / max(1.0, rms)
-        self.p = self.p - rate * self.decay * self.p - rate * self.m / (np.sqrt(self.v) + self.eps)
-        return rms
-
-
-def give_gradients(parameters: list[torch.Tensor], step: int) -> None:
-    """Gradients that grow a hundredfold now and then, which is when the denominator lags behind."""
-    generator = torch.Generator().manual_seed(step)
-    for number, parameter in enumerate(parameters):
-        size = 100.0 if (step + number) % 9 == 8 else 1.0
-        gradient = size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.grad = gradient.to(parameter.dtype)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -109,27 +82,6 @@ def test_formats_layouts_and_threads_change_nothing(dtype: torch.dtype) -> None:
     for one, second, third in zip(plain, strided, masters, strict=True):
         torch.testing.assert_close(one, second, rtol=1e-6, atol=1e-7)  # sums in another order
         torch.testing.assert_close(one, third, rtol=1e-6, atol=1e-7)
-
-
-def test_the_step_and_the_pass_of_other_devices_agree() -> None:
-    """What CUDA uses, in torch, against what the CPU's step does by itself."""
-    generator = torch.Generator().manual_seed(2)
-    parameters = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
-    others = [p.clone() for p in parameters]
-    optimizer = gradfast.AdamW(parameters, lr=0.1, update_clipping=True)
-    other = gradfast.AdamW(others, lr=0.1, betas=(0.9, 0.999))
-    lowered = 0
-    for step in range(12):
-        give_gradients(parameters, step)
-        give_gradients(others, step)
-        factors = rate_factors(others, [other.param_groups[0]] * len(others), other.state, None)
-        lowered += int((factors < 0.9).sum())
-        other._settings.rate_factors = factors
-        optimizer.step()
-        other.step()
-    assert lowered > 3
-    for one, second in zip(parameters, others, strict=True):
-        torch.testing.assert_close(one, second, rtol=1e-12, atol=1e-14)
 
 
 def test_takes_the_place_of_clipping() -> None:
