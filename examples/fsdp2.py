@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -88,6 +89,7 @@ def main() -> None:
         print(f"skipped steps: {skipped}; checkpoint in {options.checkpoint}")
     torch.distributed.barrier()  # nobody leaves while another still writes
     torch.distributed.destroy_process_group()
+    time.sleep(0.1)  # gloo's threads let go of the last tensors: one that still did when Python ends would abort
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
