@@ -14,9 +14,10 @@ import torch
 from train.cases import arguments, read_rows
 
 from gradfast.cli import main
-from gradfast.train import report, stopwatch, trainer
+from gradfast.train import stopwatch, trainer
 from gradfast.train.config import TrainConfig
 from gradfast.train.data.batches import ImageDataset
+from gradfast.train.results import report
 from gradfast.train.results.tally import Tally
 from gradfast.train.stopwatch import PHASES, Span, Stopwatch, durations
 
