@@ -213,7 +213,12 @@ void Model::run(gradfast::cuda::Stepper& stepper, bool changed, Phase phase, cud
 
 void Model::step_and_check(gradfast::cuda::Stepper& stepper, bool changed, cudaStream_t stream) {
   remember();
-  run(stepper, changed, Phase::both, stream);
+  run_and_check(stepper, changed, false, stream);
+}
+
+void Model::run_and_check(gradfast::cuda::Stepper& stepper, bool changed, bool in_phases, cudaStream_t stream) {
+  run(stepper, changed, in_phases ? Phase::measure : Phase::both, stream);
+  if (in_phases) run(stepper, false, Phase::update, stream);
   require(cudaStreamSynchronize(stream), "the step");
   check_step(stepper);
 }

@@ -79,6 +79,8 @@ class Model {
   void run(gradfast::cuda::Stepper& stepper, bool changed, gradfast::Phase phase, cudaStream_t stream,
            const double* total = nullptr);
   void check_step(gradfast::cuda::Stepper& stepper);
+  // The last two in one: a whole step, in one run or measured and updated apart.
+  void run_and_check(gradfast::cuda::Stepper& stepper, bool changed, bool in_phases, cudaStream_t stream = nullptr);
   void check_unchanged();
   void check_report(const gradfast::Report& report);
 

@@ -141,14 +141,7 @@ std::vector<std::byte> long_run(const PolicyChain& chain, bool in_phases, double
     skipped += verdict.skip;
     clipped += verdict.coefficient < 1;
     for (const double factor : model.tensor_coefficients) factors += factor < 1;
-    if (in_phases) {
-      model.run(stepper, step == 0, Phase::measure, nullptr);
-      model.run(stepper, false, Phase::update, nullptr);
-    } else {
-      model.run(stepper, step == 0, Phase::both, nullptr);
-    }
-    require(cudaDeviceSynchronize(), "the step");
-    model.check_step(stepper);
+    model.run_and_check(stepper, step == 0, in_phases);
     policed.check_state();
     check(model.report(stepper).decider == verdict.decider, "decider");
   }
@@ -196,14 +189,7 @@ void group_limits_and_rates() {
         const double limit = t % 3 == 0 ? 0.5 : t % 3 == 2 ? 0.25 : 1e9;
         model.tensor_coefficients.push_back(std::fmin(1, limit / (std::sqrt(sums[t % 3]) * whole + 1e-6)));
       }
-      if (in_phases) {
-        model.run(stepper, step == 0, Phase::measure, nullptr);
-        model.run(stepper, false, Phase::update, nullptr);
-      } else {
-        model.run(stepper, step == 0, Phase::both, nullptr);
-      }
-      require(cudaDeviceSynchronize(), "the step");
-      model.check_step(stepper);
+      model.run_and_check(stepper, step == 0, in_phases);
     }
   }
 }

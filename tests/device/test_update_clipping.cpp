@@ -16,7 +16,6 @@ using gradfast::kFirstState;
 using gradfast::kGradient;
 using gradfast::kParameter;
 using gradfast::NormKind;
-using gradfast::Phase;
 using gradfast::cuda::Stepper;
 
 const std::vector<double> kValues = {0.1, 0.9, 0.99, 1e-3, 0.02, 0.001, 1, 0};
@@ -193,14 +192,7 @@ std::vector<std::byte> result(bool in_phases) {
   for (int step = 0; step < 2; ++step) {
     model.fill_gradients();
     model.remember();
-    if (in_phases) {
-      model.run(stepper, step == 0, Phase::measure, nullptr);
-      model.run(stepper, false, Phase::update, nullptr);
-    } else {
-      model.run(stepper, step == 0, Phase::both, nullptr);
-    }
-    require(cudaDeviceSynchronize(), "the step");
-    model.check_step(stepper);
+    model.run_and_check(stepper, step == 0, in_phases);
   }
   return model.bytes();
 }
