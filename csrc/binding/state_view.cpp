@@ -6,11 +6,11 @@ namespace {
 namespace py = pybind11;
 
 // No two states of any dictionaries have the same; 0 where Python does not say.
-std::uint64_t version_of(PyObject* dictionary) {
+std::uint64_t version_of([[maybe_unused]] PyObject* dictionary) {
 #if PY_VERSION_HEX < 0x030C0000
   return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
 #else
-  return 0 * PyDict_GET_SIZE(dictionary);
+  return 0;
 #endif
 }
 
