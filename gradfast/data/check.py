@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gradfast.train.coco.dataset import read_scene
 from gradfast.train.coco.layout import list_coco, looks_like_coco
-from gradfast.train.data.build import usable_cores
+from gradfast.train.coco.listing import Scene
 from gradfast.train.data.folder import list_folder
-from gradfast.train.data.images import BadImage, read_image
-
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
+from gradfast.train.data.images import BadImage
+from gradfast.train.data.reading import Track, read_every
 
 
 @dataclass
@@ -59,10 +60,8 @@ def check_folder(root: Path, track: Track) -> Report:
     train, held_out, bad = list_folder(root)
     report = Report("images in folders of classes", bad=list(bad))
     for name, part in name_parts(train, held_out):
-        found = decode(part.paths, read_image, track)
-        sound = part.select([index for index, problem in enumerate(found) if problem is None])
-        report.bad += [problem for problem in found if problem is not None]
-        report.parts.append((name, len(sound), dict(zip(sound.classes, sound.counts(), strict=True))))
+        sound = sound_images(part, part.read, report, track)
+        report.parts.append((name, len(sound), counts_of(sound)))
     return report
 
 
@@ -70,27 +69,32 @@ def check_coco(root: Path, track: Track) -> Report:
     train, held_out, bad = list_coco(root)
     report = Report("COCO annotations", bad=list(bad))
     for name, part in name_parts(train, held_out):
-        found = decode(part.scenes, read_scene, track)
-        sound = part.select([index for index, problem in enumerate(found) if problem is None])
-        report.bad += [problem for problem in found if problem is not None]
-        counts = dict(zip(sound.classes, sound.counts(), strict=True))
+        sound = sound_images(part, partial(read_number, part.scenes), report, track)
         crowds = sum(len(scene.crowds) for scene in sound.scenes)
         others = {"crowds": crowds, "images without a box": sound.empty_scenes()}
-        report.parts.append((name, len(sound), counts | {what: count for what, count in others.items() if count}))
+        report.parts.append((name, len(sound), counts_of(sound) | {what: n for what, n in others.items() if n}))
     return report
+
+
+def read_number(scenes: Sequence[Scene], index: int) -> Tensor | BadImage:
+    return read_scene(scenes[index])
+
+
+def sound_images(part: Any, read: Callable[[int], Any], report: Report, track: Track) -> Any:
+    """The images of a listing that can be decoded; the others go to the report."""
+
+    def problem(index: int) -> BadImage | None:
+        image = read(index)
+        return image if isinstance(image, BadImage) else None  # a sound one need not be kept
+
+    sound, _, bad = read_every(part, problem, track)
+    report.bad += bad
+    return sound
+
+
+def counts_of(part: Any) -> dict[str, int]:
+    return dict(zip(part.classes, part.counts(), strict=True))
 
 
 def name_parts(train: Any, held_out: Any) -> list[tuple[str, Any]]:
     return [("all", train)] if held_out is None else [("train", train), ("val", held_out)]
-
-
-def decode(items: Iterable[Any], read: Callable[[Any], Any], track: Track) -> list[BadImage | None]:
-    """What is wrong with each image, or None; read in threads (decoders release the interpreter's lock)."""
-
-    def problem(item: Any) -> BadImage | None:
-        result = read(item)
-        return result if isinstance(result, BadImage) else None
-
-    items = list(items)
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(track(pool.map(problem, items), len(items)))

@@ -14,7 +14,7 @@ from gradfast.nn.sync_norm import synchronise_batch_norms
 from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.lr_find import find_rate
 from gradfast.train.machine.determinism import deterministic
-from gradfast.train.machine.place import AMP_TYPES, Place, choose_device
+from gradfast.train.machine.place import Place, choose_device
 from gradfast.train.machine.processes import World
 from gradfast.train.machine.spread import Spread, choose_kind, spread
 from gradfast.train.model.averaging import MovingAverage
@@ -103,11 +103,10 @@ def build_learner(
     """
     world = world or World()
     torch.manual_seed(config.seed)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    place = Place(device, AMP_TYPES[config.amp], memory_format)
+    place = Place.of(device, config.amp, config.channels_last)
     model = task.build_model(config, data).to(device)
     if kind != "fsdp":  # which cuts weights along their first dimension, and so as they lie by default
-        model = model.to(memory_format=memory_format)
+        model = model.to(memory_format=place.memory_format)
     if config.sync_bn and world.size > 1:
         synchronise_batch_norms(model)
     average = MovingAverage(model, config.model_ema_decay) if config.model_ema else None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,9 @@ from gradfast.train.data.elpv import list_elpv
 from gradfast.train.data.folder import list_folder
 from gradfast.train.data.images import BadImage, to_square, to_tensor
 from gradfast.train.data.listing import Listing
+from gradfast.train.data.parts import Parts
 from gradfast.train.data.preprocess import evaluation_margin
+from gradfast.train.data.reading import read_every, usable_cores
 from gradfast.train.data.split import stratified_split
 from gradfast.train.data.torchvision_sets import list_named
 
@@ -30,27 +30,16 @@ CHECK_LIMIT = 10_000  # up to so many images are all decoded before the first st
 
 
 @dataclass
-class Data:
-    """What a run learns from and is measured on.
+class Data(Parts):
+    """Photographs and their classes.
 
     Attributes:
-        bad: files that were left out.
-        workers: processes that will read images.
         in_memory: whether decoded images are held in memory.
     """
 
     train: ImageDataset
     evaluation: ImageDataset
-    bad: list[BadImage]
-    workers: int
     in_memory: bool
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.train.listing.classes
-
-    def fingerprint(self) -> str:
-        return self.train.listing.fingerprint() + self.evaluation.listing.fingerprint()
 
     def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
         """(training, evaluation) loaders."""
@@ -122,14 +111,8 @@ def choose_workers(wanted: int | None, in_memory: bool) -> int:
     return 0 if in_memory else min(8, usable_cores())
 
 
-def usable_cores() -> int:
-    """The cores that this process may use, shared with the others that torchrun started on the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def read_all(listing: Listing, keep: tuple[int, float] | None) -> tuple[Listing, Tensor | None, list[BadImage]]:
-    """Decode every image of a listing, in threads (decoders release the interpreter's lock).
+    """Decode every image of a listing.
 
     Args:
         keep: (size, margin) of the squares to return; None only checks.
@@ -146,12 +129,8 @@ def read_all(listing: Listing, keep: tuple[int, float] | None) -> tuple[Listing,
             return image
         return to_tensor(to_square(image, *keep)) if keep else None
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(pool.map(read, range(len(listing))))
-    sound = [index for index, result in enumerate(results) if not isinstance(result, BadImage)]
-    bad = [result for result in results if isinstance(result, BadImage)]
-    squares = [result for result in results if isinstance(result, Tensor)]
-    return listing.select(sound), torch.stack(squares) if squares else None, bad
+    sound, squares, bad = read_every(listing, read)
+    return sound, torch.stack(squares) if keep and squares else None, bad
 
 
 def squares_of(pixels: Tensor) -> Tensor:

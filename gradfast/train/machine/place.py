@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,11 @@ class Place:
     amp: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
+    @classmethod
+    def of(cls, device: torch.device, amp: str, channels_last: bool) -> Place:
+        """As ``--amp`` and ``--channels-last`` say."""
+        return cls(device, AMP_TYPES[amp], torch.channels_last if channels_last else torch.contiguous_format)
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext()
 
@@ -42,6 +47,11 @@ def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
     mean = torch.tensor(MEAN, device=device).mul(255).view(shape)
     deviation = torch.tensor(STANDARD_DEVIATION, device=device).mul(255).view(shape)
     return lambda images: (images.float() - mean) / deviation
+
+
+def unit_range(images: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """[3, height, width] float32 in [0, 1] each, of uint8, as a detector takes them: it normalises and resizes."""
+    return [image.to(device, non_blocking=True).float().div_(255) for image in images]
 
 
 def choose_device(name: str, world: World | None = None) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradfast.train.config import TrainConfig
-from gradfast.train.data.build import usable_cores
+from gradfast.train.data.reading import usable_cores
 from gradfast.train.model.build import count_parameters
 from gradfast.train.model.clipping import describe_clipping
 from gradfast.train.results.history import SUMMARY

@@ -14,7 +14,7 @@ from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.metrics import NAMES, CocoEvaluation
 from gradfast.train.coco.pictures import draw_predictions
 from gradfast.train.config import TrainConfig
-from gradfast.train.machine.place import Place
+from gradfast.train.machine.place import Place, unit_range
 from gradfast.train.machine.processes import World
 from gradfast.train.tasks.detect_data import DetectionData, build_detection_data
 from gradfast.train.tasks.detectors import DETECTORS, build_detector
@@ -113,8 +113,7 @@ class BoxObjective:
         return BoxMeter(self)
 
     def to_device(self, batch: SceneBatch) -> list[Tensor]:
-        """[3, height, width] float32 in [0, 1] each; the detector itself normalises and resizes them."""
-        return [image.to(self.place.device, non_blocking=True).float().div_(255) for image in batch.images]
+        return unit_range(batch.images, self.place.device)
 
 
 class BoxMeter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,30 +15,18 @@ from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.split import split_scenes
 from gradfast.train.config import TrainConfig
 from gradfast.train.data.batches import BatchLoader, EpochBatches
-from gradfast.train.data.build import CACHE_LIMIT, CHECK_LIMIT, choose_workers, refuse_if_strict, usable_cores
+from gradfast.train.data.build import CACHE_LIMIT, CHECK_LIMIT, choose_workers, refuse_if_strict
 from gradfast.train.data.images import BadImage
+from gradfast.train.data.parts import Parts
+from gradfast.train.data.reading import read_every
 
 
 @dataclass
-class DetectionData:
-    """What a detector learns from and is measured on.
-
-    Attributes:
-        bad: boxes and images that were left out.
-        workers: processes that will read images.
-    """
+class DetectionData(Parts):
+    """Scenes and the boxes in them."""
 
     train: SceneDataset
     evaluation: SceneDataset
-    bad: list[BadImage]
-    workers: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.train.listing.classes
-
-    def fingerprint(self) -> str:
-        return self.train.listing.fingerprint() + self.evaluation.listing.fingerprint()
 
     def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
         """(training, evaluation) loaders."""
@@ -100,22 +87,17 @@ def size_of(*listings: SceneListing | None) -> int:
 
 
 def read_scenes(listing: SceneListing, keep: dict[Path, Tensor] | None) -> tuple[SceneListing, list[BadImage]]:
-    """Decode every image of a listing, in threads; returns those that can be, and the others.
+    """Decode every image of a listing; returns those that can be, and the others.
 
     Args:
         keep: takes the decoded images; None only checks.
     """
 
-    def read(index: int) -> BadImage | None:
-        scene = listing.scenes[index]
-        image = read_scene(scene)
-        if isinstance(image, BadImage):
-            return image
-        if keep is not None:
-            keep[scene.path] = image
-        return None
+    def read(index: int) -> Tensor | BadImage | None:
+        image = read_scene(listing.scenes[index])
+        return None if keep is None and isinstance(image, Tensor) else image
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        results = list(pool.map(read, range(len(listing))))
-    sound = [index for index, result in enumerate(results) if result is None]
-    return listing.select(sound), [result for result in results if result is not None]
+    sound, images, bad = read_every(listing, read)
+    if keep is not None:
+        keep.update(zip((scene.path for scene in sound.scenes), images, strict=True))
+    return sound, bad

@@ -14,7 +14,7 @@ from gradfast.errors import UserError
 from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.data.images import BadImage
 from gradfast.train.data.joined import join_parts
-from gradfast.train.machine.place import AMP_TYPES, Place, choose_device
+from gradfast.train.machine.place import Place, choose_device
 from gradfast.train.trained.class_scores import class_scores
 from gradfast.train.trained.load import Trained
 
@@ -76,9 +76,8 @@ def measure(
     same_data = data.fingerprint() == trained.fingerprint
     if split == "all":
         data = dataclasses.replace(data, evaluation=join_parts(data.train, data.evaluation))
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    place = Place(device, AMP_TYPES[config.amp], memory_format)
-    model = trained.model.to(device).to(memory_format=memory_format)
+    place = Place.of(device, config.amp, config.channels_last)
+    model = trained.model.to(device).to(memory_format=place.memory_format)
     meter: Any = trained.task.build_objective(config, data, place).meter()
     _, loader = data.loaders(config, pin_memory=device.type == "cuda")
     images, bad = 0, list(data.bad)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gradfast.train.trained.export import Difference
     from gradfast.train.trained.load import Trained
 
+MOST_IMAGES = 16  # that outputs are compared on
+
 DESCRIPTION = """\
 Write a trained model in a form that runs without gradfast. What was made is loaded again and run beside the model; the
 file gets its name only if the outputs agree.
@@ -89,9 +91,6 @@ def choose_size(trained: Trained, options: Any) -> int:
     size = check_value("img_size", options.img_size, "--img-size")
     assert isinstance(size, int)
     return size
-
-
-MOST_IMAGES = 16
 
 
 def choose_images(trained: Trained, names: Sequence[str] | None, size: int) -> list[Tensor]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gradfast.errors import UserError
-from gradfast.train.data.build import usable_cores
 from gradfast.train.data.folder import SUFFIXES, files_below
 from gradfast.train.data.images import BadImage, read_image
 from gradfast.train.data.preprocess import Transform
-from gradfast.train.machine.place import Place, normaliser
+from gradfast.train.data.reading import usable_cores
+from gradfast.train.machine.place import Place, normaliser, unit_range
 from gradfast.train.trained.load import Trained
 
 
@@ -120,7 +120,7 @@ def classes_of(model: nn.Module, place: Place, images: Sequence[Tensor]) -> Iter
 
 def boxes_of(model: nn.Module, place: Place, images: Sequence[Tensor]) -> Iterable[dict[str, Any]]:
     with place.autocast():
-        found = model([image.to(place.device).float().div_(255) for image in images])
+        found = model(unit_range(images, place.device))
     return [
         {name: one[name].float().cpu() for name in ("boxes", "scores")} | {"labels": one["labels"].cpu()}
         for one in found

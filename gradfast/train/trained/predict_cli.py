@@ -60,8 +60,6 @@ def main(arguments: Sequence[str]) -> int:
     score = checked("--score", parse.share, options.score)
     for package in ("numpy", "PIL", "torchvision"):
         require(package, "train", "gradfast predict")
-    import torch
-
     from gradfast.train.data.images import BadImage
     from gradfast.train.machine.place import AMP_TYPES, Place, choose_device
     from gradfast.train.trained.load import find_checkpoint, read_trained
@@ -72,8 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     detects = trained.config.task == "detect"
     size = checked("--batch-size", parse.positive_int, options.batch_size or ("4" if detects else "32"))
     amp = checked("--amp", parse.one_of(*AMP_TYPES), options.amp or trained.config.amp)
-    memory_format = torch.channels_last if trained.config.channels_last else torch.contiguous_format
-    place = Place(choose_device(options.device), AMP_TYPES[amp], memory_format)
+    place = Place.of(choose_device(options.device), amp, trained.config.channels_last)
     output = choose_format(trained, options, top, score)
     pictures = Pictures(Path(options.pictures), trained.classes, score) if options.pictures else None
     paths = find_images(options.images)

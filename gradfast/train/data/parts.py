@@ -1,0 +1,34 @@
+"""What a run learns from and what it is measured on, of whatever kind the images are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradfast.train.data.images import BadImage
+
+
+@dataclass
+class Parts:
+    """The two parts of a run's data.
+
+    Attributes:
+        train, evaluation: data sets, each with the `listing` that it reads.
+        bad: what was left out: files, and boxes of a detector.
+        workers: processes that will read images.
+    """
+
+    train: Any
+    evaluation: Any
+    bad: list[BadImage]
+    workers: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        names: tuple[str, ...] = self.train.listing.classes
+        return names
+
+    def fingerprint(self) -> str:
+        """Changes where the images or their split do."""
+        text: str = self.train.listing.fingerprint() + self.evaluation.listing.fingerprint()
+        return text
