@@ -46,24 +46,30 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and leaves no trace when it fails.
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that takes its place when the block ends, and leaves no trace when it fails.
 
     Raises:
         UserError: the system would not write, for want of space or otherwise; `path` is as it was before.
     """
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path`, forced to disk, when the block ends; raises as `replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

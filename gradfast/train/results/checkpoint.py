@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 from gradfast.errors import UserError
-from gradfast.files import atomic_write, sync_folder, temporary_name, write_failure
+from gradfast.files import atomic_write, replacing, temporary_name
 from gradfast.train.data.augment import mix
 from gradfast.train.machine.processes import World
 
@@ -99,18 +99,11 @@ def finish_checkpoint(path: Path, step: int, keep: int) -> None:
 
 def duplicate(source: Path, target: Path) -> None:
     """Make `target` hold what `source` holds, at once."""
-    temporary = temporary_name(target)
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(source, temporary)
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise write_failure(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
