@@ -35,6 +35,8 @@ struct Slot {
   void* arrays[kMaxArrays] = {};  // parameter, gradient, states, copy of a master; first element of each
   float* step = nullptr;          // number of updates so far, on the tensor's device; counted up unless skipped
   std::int64_t elements = 0;      // real numbers: a complex tensor counts two an element
+  std::int64_t row_length = 0;    // elements of a unit, see plan/units.h; 0: ClipSettings::units leaves it alone
+  std::int32_t weights = 0;       // the array that holds the units' weights: the parameter, or a master of it
   std::int32_t group = 0;         // index into Problem::groups
   std::int32_t layout = -1;       // index into Problem::layouts; -1: dense, memory order serves for all arrays
   DType dtype = DType::float32;   // of all arrays; where they are mixed, of the gradient

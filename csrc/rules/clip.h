@@ -7,8 +7,8 @@
 // rewrite a gradient to unscale it.
 #pragma once
 
+#include "rules/agc.h"
 #include "rules/chain.h"
-#include "rules/precision.h"
 
 namespace gradfast {
 
@@ -20,6 +20,7 @@ enum class NonFinite : int {
 struct ClipSettings {
   double max_norm = INFINITY;  // infinity: measure but never clip
   NonFinite nonfinite = NonFinite::skip;
+  UnitClipping units{};    // before the norm is measured
   PolicyChain policies{};  // after max_norm
 };
 
