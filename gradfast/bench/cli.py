@@ -37,6 +37,9 @@ QUICK = {
     "limit": 45.0,  # on a busy machine, less is measured
 }
 
+# Seconds that a process may take for the comparison under way when its time is up.
+GRACE = 30.0
+
 # Marks in a document between which the table stands.
 BEGIN, END = "<!-- begin bench.md -->", "<!-- end bench.md -->"
 
@@ -175,15 +178,29 @@ def number(flag: str, given: str | None, default: Any, kind: Callable[[str], Any
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Run one process of `measure` and return what it wrote."""
+    """Run one process of `measure` and return what it wrote, also where it died or hung.
+
+    Raises:
+        UserError: it ended before it had written anything.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results.json")
         command = [sys.executable, "-m", "gradfast.bench.measure", str(path)]
         environment = {**QUIET_PROFILER, **os.environ}
-        finished = subprocess.run(command, input=json.dumps(settings.as_json()), text=True, env=environment)
-        if finished.returncode != 0 or not path.exists():
-            raise UserError(f"a process of the benchmark ended with code {finished.returncode}; its message is above")
-        return json.loads(path.read_text())
+        longest = None if settings.limit is None else settings.limit + GRACE
+        try:
+            given = json.dumps(settings.as_json())
+            code = subprocess.run(command, input=given, text=True, env=environment, timeout=longest).returncode
+            end = f"ended with code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            end = f"did not end in {longest:.0f} s"
+        if not path.exists():
+            raise UserError(f"a process of the benchmark {end or 'wrote nothing'}; its message is above")
+        found = json.loads(path.read_text())
+        if end:
+            every = dict.fromkeys(("workload", "dtype", "optimizer", "peer"), "all")
+            found["left_out"].append({**every, "kind": "failed", "why": f"the process {end}; its message is above"})
+        return found
 
 
 def write(report: dict[str, Any], folder: Path) -> None:

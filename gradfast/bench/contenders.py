@@ -31,6 +31,7 @@ class Contender:
     """One way to do a step on parameters of its own. `step` is what is timed."""
 
     clips = True
+    exact_settings = True  # false: beta, lr and the rest are rounded to float32 before anything is computed with them
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, max_norm: float) -> None:
         self.parameters, self.optimizer, self.max_norm = parameters, optimizer, max_norm
@@ -104,6 +105,7 @@ class Peer:
     build: Build
     optimizers: tuple[str, ...] = ("SGD", "Adam", "AdamW")
     devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = ("fp64", "fp32", "bf16", "fp16")
 
 
 def build_gradfast(parameters: list[Tensor], name: str, max_norm: float) -> Contender:
@@ -115,6 +117,23 @@ def torch_optimizer(parameters: list[Tensor], name: str, fused: bool | None) -> 
     if name == "Lion":
         return ReferenceLion(parameters, **OPTIMIZERS[name])
     return getattr(torch.optim, name)(parameters, fused=fused, **OPTIMIZERS[name])
+
+
+def round_settings(optimizer: Optimizer) -> None:
+    """Round every hyper-parameter to float32, as the kernels of apex, TransformerEngine and DeepSpeed take them.
+
+    It shows in Adam's `1 - beta2`, of which float32 leaves 0.00099998713 for 0.001.
+    """
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, float):
+                group[key] = _in_float32(value)
+            elif isinstance(value, tuple):
+                group[key] = tuple(_in_float32(entry) for entry in value)
+
+
+def _in_float32(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float32).item()
 
 
 def with_torch(kind: type[Contender], fused: bool | None) -> Build:
@@ -133,7 +152,9 @@ def from_package(kind: type[Contender], module: str, classes: dict[str, str], al
             made = optimizer(parameters, **OPTIMIZERS[name], **also.get(name, {}))
         except Exception as error:  # a package compiled for another torch may raise anything
             raise Unavailable(f"{module.partition('.')[0]}: {first_line(error)}") from error
-        return kind(parameters, made, max_norm)
+        contender = kind(parameters, made, max_norm)
+        contender.exact_settings = False
+        return contender
 
     return build
 
@@ -170,12 +191,14 @@ PEERS = {
             "apex's clip_grad_norm_ and FusedSGD or FusedAdam, where apex is installed",
             from_package(ApexClipThenStep, "apex.optimizers", _FUSED_CLASSES, _ADAM_MODES),
             devices=("cuda",),
+            dtypes=("fp32", "bf16", "fp16"),
         ),
         Peer(
             "transformer-engine",
             "clip_grad_norm_, then TransformerEngine's FusedSGD or FusedAdam, where it is installed",
             from_package(ClipThenStep, "transformer_engine.pytorch.optimizers", _FUSED_CLASSES, _ADAM_MODES),
             devices=("cuda",),
+            dtypes=("fp32", "bf16", "fp16"),
         ),
         Peer(
             "deepspeed-cpu",
@@ -184,10 +207,14 @@ PEERS = {
                 ClipThenStep,
                 "deepspeed.ops.adam",
                 {"Adam": "DeepSpeedCPUAdam", "AdamW": "DeepSpeedCPUAdam"},
-                {"Adam": {"adamw_mode": False}, "AdamW": {"adamw_mode": True}},
+                {
+                    "Adam": {"adamw_mode": False, "fp32_optimizer_states": False},
+                    "AdamW": {"adamw_mode": True, "fp32_optimizer_states": False},
+                },
             ),
             optimizers=("Adam", "AdamW"),
             devices=("cpu",),
+            dtypes=("fp32", "bf16", "fp16"),
         ),
     )
 }

@@ -2,7 +2,8 @@
 
     python -m gradfast.bench.measure RESULTS.json < SETTINGS.json
 
-writes a list of comparisons, each with the samples of all its pairs, and a list of what was left out and why.
+writes a list of comparisons, each with the samples of all its pairs, and a list of what was left out and why. It writes
+them after each comparison, so that a process that dies leaves what it had.
 """
 
 from __future__ import annotations
@@ -29,34 +30,45 @@ from gradfast.bench.timing import Clock, copy_bandwidth, host_seconds, interleav
 from gradfast.bench.traffic import floor_bytes
 from gradfast.bench.workloads import DTYPES, WORKLOADS, Workload
 from gradfast.extras import first_line
+from gradfast.files import atomic_write
 
 
 class Process:
     """Holds what all comparisons of one process share."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, path: Path) -> None:
+        self.settings, self.path = settings, path
         self.device = torch.device(settings.device)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.deadline = time.monotonic() + (math.inf if settings.limit is None else settings.limit)
         self.clock: Clock = make_clock(self.device, settings.flush)
         self.noise = Noise(self.device)
+        self.copy_bytes_per_second: list[float] = []
         self.results: list[dict[str, Any]] = []
         self.left_out: list[dict[str, str]] = []
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> None:
         """Measure everything; a comparison that cannot be made is left out with its reason."""
-        bandwidth = copy_bandwidth(self.device)
+        self._measure_copy()
         for workload in (WORKLOADS[name] for name in self.settings.workloads):
             for dtype in self.settings.dtypes:
                 for optimizer in self.settings.optimizers:
                     self._compare_all(workload, dtype, optimizer)
-        return {
-            "copy_bytes_per_second": [bandwidth, copy_bandwidth(self.device)],
+        self._measure_copy()
+
+    def _measure_copy(self) -> None:
+        self.copy_bytes_per_second.append(copy_bandwidth(self.device))
+        self._write()
+
+    def _write(self) -> None:
+        found = {
+            "copy_bytes_per_second": self.copy_bytes_per_second,
             "results": self.results,
             "left_out": self.left_out,
         }
+        with atomic_write(self.path) as file:
+            file.write(json.dumps(found).encode())
 
     def _compare_all(self, workload: Workload, dtype: str, optimizer: str) -> None:
         case = {"workload": workload.name, "dtype": dtype, "optimizer": optimizer}
@@ -70,18 +82,22 @@ class Process:
                 raise WrongUpdate(f"gradfast's norm is off by {our_norm_error:.1e}")
             for peer in (PEERS[name] for name in self.settings.peers):
                 with self._noting({**case, "peer": peer.name}):
-                    result = self._compare(problem, ours, peer, true_norms)
+                    result = self._compare(problem, ours, peer, dtype, true_norms)
                     self.results.append({**case, "peer": peer.name, **result})
                 self._free()
             del ours
         self._free()
 
-    def _compare(self, problem: Problem, ours: Contender, peer: Peer, true_norms: list[float]) -> dict[str, Any]:
+    def _compare(
+        self, problem: Problem, ours: Contender, peer: Peer, dtype: str, true_norms: list[float]
+    ) -> dict[str, Any]:
         self._check_time()
         if problem.optimizer not in peer.optimizers:
             raise Unavailable(f"has no {problem.optimizer}")
         if self.device.type not in peer.devices:
             raise Unavailable(f"runs on {' and '.join(peer.devices)} only")
+        if dtype not in peer.dtypes:
+            raise Unavailable(f"does not take {dtype}")
         theirs = peer.build(problem.parameters(), problem.optimizer, problem.max_norm)
         norm_error = check(problem, theirs, true_norms)
         pairs = interleave(self.clock, ours.step, theirs.step, self.settings.pairs, self.settings.seconds)
@@ -127,6 +143,7 @@ class Process:
             self.left_out.append({**case, "kind": "unavailable", "why": first_line(error)})
         except Exception as error:  # whatever a peer raises, the other results are kept
             self.left_out.append({**case, "kind": "failed", "why": f"{type(error).__name__}: {first_line(error)}"})
+        self._write()
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -139,8 +156,7 @@ class Process:
 
 
 def main() -> None:
-    settings = Settings.from_json(json.load(sys.stdin))
-    Path(sys.argv[1]).write_text(json.dumps(Process(settings).run()))
+    Process(Settings.from_json(json.load(sys.stdin)), Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ float64 step goes from the stored (rounded) initial values and gradients, a slic
 loop.
 
 A contender's norm is judged on its own, and its update by the norm that it found: torch sums the norm in the gradients'
-dtype, which in float32 is off by up to a hundredth for tens of millions of elements. That is shown, not refused.
+dtype, which in float32 is off by up to a hundredth for tens of millions of elements. That is shown, not refused. So is
+what comes of hyper-parameters that a contender says it rounds to float32: the float64 step takes the rounded ones.
 
 Lion takes a sign, which a rounding may flip where its argument is about zero: such elements may be off by twice the
 learning rate, and their momentum shows that they were stepped all the same.
@@ -20,7 +21,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from gradfast.bench.contenders import Contender, torch_optimizer
+from gradfast.bench.contenders import Contender, Unavailable, round_settings, torch_optimizer
 from gradfast.bench.noise import LENGTH, Noise
 from gradfast.bench.reference_lion import ReferenceLion
 from gradfast.bench.workloads import Shape
@@ -90,6 +91,7 @@ def check(problem: Problem, contender: Contender, true_norms: Sequence[float]) -
 
     Raises:
         WrongUpdate: it does something else.
+        Unavailable: it keeps its state in another format, and so moves other bytes.
     """
     coefficients, norm_error = [], 0.0
     for step in range(STEPS):
@@ -120,6 +122,8 @@ def _check_tensor(problem: Problem, contender: Contender, index: int, coefficien
         initial = (problem.noise.part((index, PARAMETER), first, count) * PARAMETER_SCALE).to(problem.dtype).double()
         expected = initial.clone().requires_grad_()
         oracle = torch_optimizer([expected], problem.optimizer, fused=False)
+        if not contender.exact_settings:
+            round_settings(oracle)
         leeway = torch.zeros_like(initial)
         for step, coefficient in enumerate(coefficients):
             gradient = problem.noise.part((index, GRADIENT + step), first, count).to(problem.dtype).double()
@@ -131,6 +135,8 @@ def _check_tensor(problem: Problem, contender: Contender, index: int, coefficien
         for key in STATES:
             state, right = states.get(key), oracle.state[expected].get(key)
             if isinstance(state, Tensor) and isinstance(right, Tensor) and state.numel() == parameter.numel():
+                if state.dtype != problem.dtype:
+                    raise Unavailable(f"its {key} is {state.dtype}, which is other work than with {problem.dtype}")
                 zero = torch.zeros_like(right)
                 _compare(state.view(-1)[first : first + count], right, zero, zero, f"{key} of tensor {index}", first)
 

@@ -55,7 +55,7 @@ def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "new" / "bench.png").stat().st_size > 5_000
 
 
-def test_a_wrong_contender_is_reported_and_nothing_of_it_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_contender_is_reported_and_nothing_of_it_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = cli.read_settings(cli.build_parser().parse_args([*FLAGS, "--peer", "torch-fused", "--optimizer", "SGD"]))
     wrong = PEERS["torch-unclipped"].build
 
@@ -67,9 +67,57 @@ def test_a_wrong_contender_is_reported_and_nothing_of_it_timed(monkeypatch: pyte
     monkeypatch.setitem(measure.PEERS, "torch-fused", measure.Peer("torch-fused", "", clips_nothing))
     monkeypatch.setattr(measure, "copy_bandwidth", lambda device: 1e9)
     monkeypatch.setattr(measure, "interleave", lambda *_: pytest.fail("timed before the check"))
-    outcome = measure.Process(settings).run()
+    measure.Process(settings, tmp_path / "results.json").run()
+    outcome = json.loads((tmp_path / "results.json").read_text())
     assert outcome["results"] == []
     assert [case["kind"] for case in outcome["left_out"]] == ["wrong"]
+
+
+DIES = """
+import json, os, sys
+from pathlib import Path
+from gradfast.bench import measure
+from gradfast.bench.settings import Settings
+process = measure.Process(Settings.from_json(json.load(sys.stdin)), Path(sys.argv[1]))
+process._free = lambda: process.results and os.abort()
+process.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hangs", "why"),
+    [
+        (False, "the process ended with code -6; its message is above"),
+        (True, "the process did not end in 330 s; its message is above"),
+    ],
+)
+def test_what_a_process_measured_before_it_died_is_kept(
+    hangs: bool, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As it does where a peer's kernel takes the whole CUDA context along, or a driver hangs."""
+
+    def run(command: list[str], timeout: float, **options) -> subprocess.CompletedProcess:
+        finished = real([sys.executable, "-c", DIES, command[-1]], **options)
+        if hangs:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return finished
+
+    real = subprocess.run
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    flags = [*FLAGS, "--processes", "1", "--optimizer", "SGD", "--limit", "300"]
+    assert main(["bench", *flags, "--peer", "torch-fused", "torch-unclipped", "--output", str(tmp_path)]) == 1
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [result["peer"] for result in report["results"]] == ["torch-fused"]
+    assert report["left_out"][-1]["why"] == why
+    assert f"all all all all: FAILED: {why}." in (tmp_path / "bench.md").read_text()
+
+
+def test_a_process_that_leaves_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    died = subprocess.CompletedProcess([], returncode=-11)
+    monkeypatch.setattr(cli.subprocess, "run", lambda *_, **__: died)
+    with pytest.raises(UserError, match="ended with code -11; its message is above"):
+        cli.main([*FLAGS, "--processes", "1", "--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import gradfast
-from gradfast.bench.contenders import OPTIMIZERS, PEERS, Contender, Gradfast, StepAlone, build_gradfast
+from gradfast.bench.contenders import (
+    OPTIMIZERS,
+    PEERS,
+    Contender,
+    Gradfast,
+    StepAlone,
+    Unavailable,
+    build_gradfast,
+    round_settings,
+)
 from gradfast.bench.noise import LENGTH, Noise
 from gradfast.bench.same_update import STEPS, Problem, WrongUpdate, check
 from gradfast.bench.workloads import DTYPES
@@ -121,6 +130,32 @@ def test_wrong_contenders_are_refused(wrong: type[Contender], message: str, dtyp
     optimizer = gradfast.SGD(parameters, max_norm=problem.max_norm, **OPTIMIZERS["SGD"])
     with pytest.raises(WrongUpdate, match=message):
         check(problem, wrong(parameters, optimizer, problem.max_norm), norms(problem))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_settings_rounded_to_float32_are_said_or_refused(optimizer: str) -> None:
+    """As the kernels of apex, TransformerEngine and DeepSpeed take them; Adam's 1 - beta2 is off by 1.3e-5 then."""
+    problem = problem_of(optimizer)
+    contender = PEERS["torch-fused"].build(problem.parameters(), optimizer, problem.max_norm)
+    round_settings(contender.optimizer)
+    contender.exact_settings = False
+    check(problem, contender, norms(problem))
+    if optimizer != "SGD":
+        contender = PEERS["torch-fused"].build(problem.parameters(), optimizer, problem.max_norm)
+        round_settings(contender.optimizer)
+        with pytest.raises(WrongUpdate, match="exp_avg_sq of tensor 0"):
+            check(problem, contender, norms(problem))
+
+
+def test_states_of_another_format_are_other_work() -> None:
+    problem = problem_of("AdamW", "bf16")
+    parameters = problem.parameters()
+    settings = {**OPTIMIZERS["AdamW"], "state_dtype": torch.float32}
+    optimizer = gradfast.AdamW(parameters, max_norm=problem.max_norm, **settings)
+    with pytest.raises(
+        Unavailable, match=r"its exp_avg is torch\.float32, which is other work than with torch\.bfloat16"
+    ):
+        check(problem, Gradfast(parameters, optimizer, problem.max_norm), norms(problem))
 
 
 def test_noise_is_the_same_wherever_it_is_made() -> None:
