@@ -54,6 +54,7 @@ class Engine {
   std::vector<std::pair<std::string, at::Tensor>> grad_norms();
 
   void mark_fresh(const std::vector<int>& parameters) { members_.mark_fresh(parameters); }
+  void forget_fresh() { members_.forget_fresh(); }
   std::vector<int> never_updated() const { return members_.never_updated(); }
 
  private:

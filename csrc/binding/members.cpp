@@ -160,7 +160,6 @@ bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings
       // A state that was there before this engine saw it has had its first update.
       const auto options = at::TensorOptions().dtype(at::kFloat).device(parameter.device());
       member.updates = at::full({}, member.fresh ? 0.0 : 1.0, options);
-      member.fresh = false;
     }
     step = member.updates;
   }
@@ -172,6 +171,7 @@ bool Members::bind_member(Member& member, PyObject* entries, const GroupSettings
   member.has_master = has_master;
   member.version = -1;
   member.step = std::move(step);
+  member.fresh = false;
   return true;
 }
 
@@ -179,11 +179,16 @@ void Members::mark_fresh(const std::vector<int>& parameters) {
   for (const int i : parameters) members_[i].fresh = true;
 }
 
+void Members::forget_fresh() {
+  for (Member& member : members_) member.fresh = false;
+}
+
 std::vector<int> Members::never_updated() const {
   std::vector<int> indices;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const at::Tensor& updates = members_[i].updates;
-    if (updates.defined() && updates.item<float>() == 0) indices.push_back(static_cast<int>(i));
+    const bool none_yet = members_[i].fresh || (updates.defined() && updates.item<float>() == 0);
+    if (none_yet) indices.push_back(static_cast<int>(i));
   }
   return indices;
 }

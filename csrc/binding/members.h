@@ -32,7 +32,7 @@ struct Member {  // one parameter
   at::Tensor step;      // 0-d float: the state's own "step", or `updates`
   at::Tensor updates;   // 0-d float, for rules whose state has no step count
   bool active = false;  // has a gradient in this step
-  bool fresh = false;   // its states were made just now
+  bool fresh = false;   // its states were made, and no step has seen them yet
 
   // Where the engine put it, and what that relies on. No slot: to be looked at in full at every step.
   Slot* slot = nullptr;
@@ -67,6 +67,8 @@ class Members {
 
   // The caller has just made the states of these parameters: their next update is their first.
   void mark_fresh(const std::vector<int>& parameters);
+  // Others were loaded in place of states that the caller made.
+  void forget_fresh();
   // Parameters with a state that no step has changed yet.
   std::vector<int> never_updated() const;
 

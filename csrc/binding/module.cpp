@@ -72,6 +72,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("nonfinite_parameter", &Engine::nonfinite_parameter)
       .def("grad_norms", &Engine::grad_norms)
       .def("mark_fresh", &Engine::mark_fresh, py::arg("parameters"))
+      .def("forget_fresh", &Engine::forget_fresh)
       .def("never_updated", &Engine::never_updated);
 
   module.def("cpu_capability", [] { return gradfast::cpu::name(gradfast::cpu::instruction_set()); });

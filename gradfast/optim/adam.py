@@ -27,7 +27,7 @@ class _Adam(ClippedOptimizer):
             scalar(beta2),
             group["eps"],
             group["weight_decay"],
-            group["l1"],
+            group.get("l1", 0.0),
             group["decoupled_weight_decay"],
             group["maximize"],
         ]

@@ -17,10 +17,11 @@ from gradfast._load import native
 from gradfast.clip.policies import GlobalNorm, Policy
 from gradfast.optim import states
 from gradfast.optim.clipping import CLIP_SETTINGS, apply_clipping, check_clipping, check_l1, group_limits, norm_settings
+from gradfast.optim.distributed_checkpoint import wants_states_alone
 from gradfast.optim.eager import run_eagerly
 from gradfast.optim.options import OptionKeywords, options_of
 from gradfast.optim.policy_state import PolicyState
-from gradfast.optim.precision import Precision
+from gradfast.optim.precision import MASTER, Precision
 from gradfast.optim.report import StepReport
 from gradfast.optim.rule_settings import RuleSettings
 from gradfast.optim.scaling import apply_scaling
@@ -137,6 +138,9 @@ class ClippedOptimizer(StepReport, Optimizer):
             NotImplementedError: a gradient is sparse or of a tensor subclass.
             TypeError, ValueError: dtype, shape or device of a gradient or state does not fit its parameter.
         """
+        if not self.state and wants_states_alone(self):
+            self._make_all_states()
+            return None
         arguments: tuple[Any, ...] = (self, closure) if closure is not None else (self,)
         keywords: dict[str, Any] = {}
         before = (*torch_optimizer._global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values())
@@ -164,11 +168,7 @@ class ClippedOptimizer(StepReport, Optimizer):
     run_eagerly(step, "gradfast steps in one native call, which reads .grad itself")
 
     def _native_step(self) -> None:
-        engine = self._engine
-        if engine is None or not engine.read_groups(self.param_groups, self._group_settings):
-            engine = self._make_engine()
-            engine.read_groups(self.param_groups, self._group_settings)
-        settings = self._settings
+        engine, settings = self._current_engine(), self._settings
         apply_clipping(settings, self.max_norm, self.norm_type, self.nonfinite)
         under_scaler = apply_scaling(self, settings)
         self.precision.apply(settings)
@@ -219,6 +219,14 @@ class ClippedOptimizer(StepReport, Optimizer):
         self._settings = native.StepSettings()
         self._skipped_before = 0
 
+    def _current_engine(self) -> Any:
+        """Return the engine for the groups as they are now, and let it read them."""
+        engine = self._engine
+        if engine is None or not engine.read_groups(self.param_groups, self._group_settings):
+            engine = self._make_engine()
+            engine.read_groups(self.param_groups, self._group_settings)
+        return engine
+
     def _make_engine(self) -> Any:
         parameters, group_of, names = [], [], []
         for number, group in enumerate(self.param_groups):
@@ -259,6 +267,17 @@ class ClippedOptimizer(StepReport, Optimizer):
                 fresh.append(index)
         self._engine.mark_fresh(fresh)
 
+    def _make_all_states(self) -> None:
+        """Make the states that a first step would make of the parameters with a gradient, and do nothing else."""
+        self._current_engine()
+        missing = []
+        for index, parameter in enumerate(self._engine_parameters):
+            settings = self._group_settings(self.param_groups[self._engine_groups[index]])
+            keys = [key for key in settings.states if key != MASTER or self.precision.keeps_master(parameter)]
+            if parameter.grad is not None and (keys or settings.counted):
+                missing.append(index)
+        self._make_states(missing)
+
     # ---------------------------------------------------------------- groups, copies, checkpoints
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -296,6 +315,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        if self._engine is not None:
+            self._engine.forget_fresh()
         if self._policy_state is not None:
             self._policy_state.load_state_dict(loaded.get("clip_state"))
 
@@ -313,6 +334,7 @@ class ClippedOptimizer(StepReport, Optimizer):
         self.defaults.setdefault("l1", 0.0)
         for number, group in enumerate(self.param_groups):  # a checkpoint that says nothing of it leaves it as it was
             group.setdefault("l1", own_l1[number] if number < len(own_l1) else self.defaults["l1"])
+            check_l1(group)
         for group, replicated in zip(self.param_groups, own_replicated):
             if replicated is not None:
                 group["replicated"] = replicated

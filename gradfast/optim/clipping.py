@@ -38,9 +38,14 @@ def norm_settings(clip: Policy | None, max_norm: float | None, norm_type: float)
 
 
 def check_l1(group: dict[str, Any]) -> None:
-    """Raise ValueError if a group's L1 decay is negative or NaN."""
+    """Raise ValueError if a group's L1 decay is negative or NaN; a group without any does not name it.
+
+    So its keys are those of torch, and `torch.distributed.checkpoint` finds each of them in a checkpoint of torch's.
+    """
     if not group.get("l1", 0.0) >= 0.0:
         raise ValueError(f"Invalid l1 value: {group['l1']}")
+    if not group.get("l1", True):
+        del group["l1"]
 
 
 def group_limits(groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> list[float]:

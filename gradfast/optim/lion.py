@@ -44,7 +44,7 @@ class Lion(ClippedOptimizer):
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
-        values = [lr, *group["betas"], group["weight_decay"], group["l1"], group["maximize"]]
+        values = [lr, *group["betas"], group["weight_decay"], group.get("l1", 0.0), group["maximize"]]
         return RuleSettings("lion", values, ["exp_avg"], lr_on_device)
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:

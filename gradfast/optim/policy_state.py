@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradfast._load import native
 from gradfast.clip.policies import Policy
@@ -41,6 +42,11 @@ class PolicyState:
             self.values = self.values.to(device)
         settings.policies, settings.policy_state = self.chain, self.values
 
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a state into what is remembered of the whole, and the values of single parameters, in their order."""
+        shared = native.PolicyChain(self.policy.program(0)).state_size
+        return values[:shared], values[shared:]
+
     def state_dict(self) -> dict[str, Any]:
         return {"policy": repr(self.policy), "values": self.values.clone()}
 
@@ -51,7 +57,7 @@ class PolicyState:
             if len(self.values):
                 _log.warning(
                     "%r begins anew: what is loaded says nothing of clip policies. torch.distributed.checkpoint's "
-                    "helpers leave their state out: docs/clipping.md says how it is saved beside",
+                    "helpers leave their state out; gradfast.optim.OptimizerState saves and loads it, too",
                     self.policy,
                 )
             return

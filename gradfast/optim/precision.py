@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradfast.optim.distributed_checkpoint import called_by_helpers
 from gradfast.optim.rule_settings import RuleSettings
 
 MASTER = "master_param"  # key of a parameter's fp32 master in its state
@@ -158,6 +159,7 @@ def _saved(entries: Any) -> Any:
         key: value.float() if torch.is_tensor(value) and value.dtype in _NARROW else value
         for key, value in entries.items()
     }
-    if torch.is_tensor(saved.get("momentum_buffer")) and torch.is_tensor(saved.get("step")) and saved["step"] == 0:
+    momentum, step = saved.get("momentum_buffer"), saved.get("step")
+    if torch.is_tensor(momentum) and torch.is_tensor(step) and step == 0 and not called_by_helpers():
         saved["momentum_buffer"] = None  # so that torch's dampening, too, starts with the first update
     return saved

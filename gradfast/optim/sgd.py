@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
+from gradfast.optim.distributed_checkpoint import called_by_helpers
 from gradfast.optim.options import OptionKeywords, takes_options
 from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
 
@@ -61,7 +62,7 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
             group["dampening"],
             group["nesterov"],
             scalar(group["weight_decay"]),
-            group["l1"],
+            group.get("l1", 0.0),
             group["maximize"],
         ]
         if momentum == 0:
@@ -87,7 +88,8 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
     def state_dict(self) -> dict[str, Any]:
         packed = super().state_dict()
         for index in self._unfilled():
-            if index in packed["state"]:
+            # What loads in place needs a tensor there to load into.
+            if index in packed["state"] and not called_by_helpers():
                 packed["state"][index] = {**packed["state"][index], "momentum_buffer": None}
         return packed
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from torch.distributed.tensor import DTensor
 
 import gradfast
 from gradfast import clip
+from gradfast.optim import OptimizerState
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
@@ -138,10 +141,24 @@ def test_full_state_goes_to_one_process() -> None:
 CLIPS = {"of the norm": clip.Chain(clip.AutoClip(50, 4), clip.ZClip(warmup=2)), "AdaGC": clip.AdaGC(warmup=1, beta=0.5)}
 
 
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """What gradfast logs in the block."""
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("gradfast")
+    log.addHandler(listener)
+    try:
+        yield said
+    finally:
+        log.removeHandler(listener)
+
+
 @on_ranks(2)
 @pytest.mark.parametrize("name", CLIPS)
 def test_clip_policies_go_on_as_the_docs_say(name: str) -> None:
-    """A run that is resumed half way ends as the one that was not; without the state, it says that it begins anew."""
+    """A run that is resumed half way ends as the one that was not, and nothing is warned of."""
 
     def fresh() -> tuple[nn.Module, gradfast.SGD]:
         module = model()
@@ -155,21 +172,60 @@ def test_clip_policies_go_on_as_the_docs_say(name: str) -> None:
     module, optimizer = fresh()
     train(module, optimizer, slice(2))
     path = shared_folder() / "checkpoint"
-    weights, states = get_state_dict(module, optimizer)
-    clip_state = optimizer.state_dict()["clip_state"]
-    dcp.save({"model": weights, "optimizer": states, "clip": clip_state}, checkpoint_id=path)
+    state = {"model": get_model_state_dict(module), "optimizer": OptimizerState(module, optimizer)}
+    dcp.save(state, checkpoint_id=path)
 
     module, optimizer = fresh()
-    weights, states = get_state_dict(module, optimizer)
-    clip_state = optimizer.state_dict()["clip_state"]
-    dcp.load({"model": weights, "optimizer": states, "clip": clip_state}, checkpoint_id=path)
-    said: list[str] = []
-    log = logging.getLogger("gradfast")
-    log.addFilter(lambda record: said.append(record.getMessage()) is None)
-    set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=states)
-    log.filters.clear()
-    assert any("begins anew: what is loaded says nothing of clip policies" in line for line in said), said
-    assert not optimizer.state_dict()["clip_state"]["values"].any()
-    optimizer.load_state_dict({**optimizer.state_dict(), "clip_state": clip_state})
+    state = {"model": get_model_state_dict(module), "optimizer": OptimizerState(module, optimizer)}
+    with heard() as said:
+        dcp.load(state, checkpoint_id=path)
+        set_model_state_dict(module, state["model"])
+    assert not said
     train(module, optimizer, slice(2, 4))
     assert_same_parameters(module, expected)
+
+
+@on_ranks(2)
+def test_without_the_policies_state_they_begin_anew_and_say_so() -> None:
+    module = model()
+    fully_shard(module, mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    optimizer = gradfast.SGD(module.parameters(), lr=0.1, momentum=0.9, clip=CLIPS["AdaGC"])
+    train(module, optimizer, slice(2))
+    with heard() as said:
+        set_optimizer_state_dict(module, optimizer, get_optimizer_state_dict(module, optimizer))
+    assert len(said) == 1 and "begins anew: what is loaded says nothing of clip policies" in said[0]
+    assert not optimizer.state_dict()["clip_state"]["values"].any()
+
+
+@on_ranks(2)
+def test_stages_of_a_pipeline_keep_their_own_parameters_memory() -> None:
+    """Each rank's AdaGC remembers this rank's parameters, and all find theirs again in one checkpoint."""
+    rank = torch.distributed.get_rank()
+
+    def fresh() -> tuple[nn.Module, gradfast.SGD]:
+        stage = nn.ModuleDict({f"stage{rank}": model((6, 5 + 2 * rank, 3), seed=rank)})
+        group = torch.distributed.group.WORLD
+        return stage, gradfast.SGD(stage.parameters(), lr=0.1, momentum=0.9, clip=CLIPS["AdaGC"], process_group=group)
+
+    def steps(stage: nn.Module, optimizer: gradfast.SGD, which: slice) -> None:
+        for batch in batches()[which]:
+            optimizer.zero_grad()
+            loss_of(stage[f"stage{rank}"], batch).backward()
+            optimizer.step()
+
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    stage, optimizer = fresh()
+    steps(stage, optimizer, slice(2))
+    path = shared_folder() / "checkpoint"
+    # A stage's own part of a checkpoint has its own keys; what all share is saved once.
+    dcp.save({"optimizer": OptimizerState(stage, optimizer, flat)}, checkpoint_id=path)
+    expected = optimizer.state_dict()["clip_state"]["values"]
+    assert expected[1:].all()
+
+    again, resumed = fresh()
+    again.load_state_dict(stage.state_dict())
+    dcp.load({"optimizer": OptimizerState(again, resumed, flat)}, checkpoint_id=path)
+    assert torch.equal(resumed.state_dict()["clip_state"]["values"], expected)
+    steps(stage, optimizer, slice(2, 4))
+    steps(again, resumed, slice(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), again.parameters(), strict=True))

@@ -44,8 +44,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> ClippedOptimizer:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a saved state; the hyper-parameters stay the optimiser's own, which a resumed run may have changed."""
-    kept = ("weight_decay", "l1", "momentum", "nesterov")
-    wanted = [{name: group[name] for name in kept if name in group} for group in optimizer.param_groups]
+    kept = ("weight_decay", "momentum", "nesterov")
+    wanted = [
+        {"l1": group.get("l1", 0.0), **{name: group[name] for name in kept if name in group}}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
     for group, mine in zip(optimizer.param_groups, wanted, strict=True):
         group.update(mine)
