@@ -66,7 +66,8 @@ class Guard:
         also: further objects with `state_dict` and `load_state_dict` for the snapshots, by name, such as a GradScaler.
         back_off: `BackOff()` by default; None leaves learning rates alone.
         rewarm: `Rewarm()` by default; None for none.
-        snapshots: such as `SnapshotRing(every=100)`; None: no roll-back.
+        snapshots: such as `SnapshotRing(every=100)`; None: no roll-back. With a folder, a run that is resumed by
+            `load_state_dict` goes on with the snapshots that are there.
         loss_watch: looks at the losses given to `step`; True for `LossWatch()`, False for none. Without snapshots a
             divergence is an event and no more.
         max_consecutive_skips: so many skipped steps in a row are one too many.
@@ -126,6 +127,7 @@ class Guard:
         self.on_event = on_event
         self.events: deque[Event] = deque(maxlen=keep_events)
         self.steps = self.rollbacks = self.consecutive_skips = 0
+        self.process_group = process_group
         self._pending = PendingSteps(process_group)
         if process_group is None and self.loss_watch is not None and several_ranks():
             _log.warning("Guard: each rank looks at a loss of its own; give process_group= for all to decide alike")
@@ -249,15 +251,45 @@ class Guard:
     def _take_snapshot(self) -> None:
         self.drain()
         healthy = self.consecutive_skips == 0 and (self.loss_watch is None or self.loss_watch.high_in_a_row == 0)
-        if self.snapshots is not None and healthy:
-            self.snapshots.take(self.steps, self.parts)
+        if self.snapshots is None or not healthy:
+            return
+        if not len(self.snapshots) and self._shares_snapshots():
+            # The first rank's checkpoint may be the one that all of them will be resumed from.
+            names = [self.snapshots.run]
+            torch.distributed.broadcast_object_list(names, group=self.process_group, group_src=0)
+            self.snapshots.run = names[0]
+        self.snapshots.take(self.steps, self.parts)
+
+    def _shares_snapshots(self) -> bool:
+        """Whether several ranks have files of their own, of which each may miss another."""
+        return self.process_group is not None and self.snapshots is not None and self.snapshots.folder is not None
+
+    def _agree_on_snapshots(self) -> bool:
+        """Keep the snapshots that all ranks have, so that all go back to the same; True if each had the same ones."""
+        if not self._shares_snapshots():
+            return True
+        assert self.snapshots is not None and self.process_group is not None
+        steps: list[Any] = [None] * self.process_group.size()
+        torch.distributed.all_gather_object(
+            steps, [snapshot.step for snapshot in self.snapshots.ring], group=self.process_group
+        )
+        self.snapshots.keep_only(set(steps[0]).intersection(*steps[1:]))
+        return all(each == steps[0] for each in steps)
 
     def _roll_back(self, outcome: StepOutcome, rule: str, why: str) -> bool:
-        if self.snapshots is None or not len(self.snapshots):
+        if self.snapshots is None:
             self._stop(outcome, rule, why, "there is no snapshot to go back to: give Guard snapshots=SnapshotRing()")
         if self.rollbacks >= self.max_rollbacks:
             self._stop(outcome, rule, why, f"the run was rolled back {self.rollbacks} times already")
-        step = self.snapshots.restore(self.parts)  # type: ignore[union-attr]
+        assert self.snapshots is not None
+        if self._shares_snapshots():
+            self.snapshots.newest()
+            while not self._agree_on_snapshots():
+                self.snapshots.newest()
+        try:
+            step = self.snapshots.restore(self.parts)
+        except LookupError as error:
+            self._stop(outcome, rule, why, str(error))
         self.rollbacks += 1
         self.consecutive_skips = 0
         self._drop_batches = self.skip_batches
@@ -278,9 +310,10 @@ class Guard:
     # ---------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The guard's own state. Snapshots are not in it: a resumed run begins a new ring."""
+        """The guard's own state. Snapshots are not in it, but what those on disk are called."""
         self.drain()
         return {
+            "run": None if self.snapshots is None or self.snapshots.folder is None else self.snapshots.run,
             "steps": self.steps,
             "rollbacks": self.rollbacks,
             "consecutive_skips": self.consecutive_skips,
@@ -291,12 +324,17 @@ class Guard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Take over what `state_dict` returned, and the snapshots on disk that were taken up to there."""
         self.steps, self.rollbacks = state["steps"], state["rollbacks"]
         self.consecutive_skips = state["consecutive_skips"]
         self.learning_rate.load_state_dict(state["learning_rate"])
         if self.loss_watch is not None:
+            self.loss_watch.recent.clear()
             self.loss_watch.recent.extend(state["losses"])
             self.loss_watch.high_in_a_row = state.get("high_in_a_row", 0)
         if self.spikes is not None:
+            self.spikes.recent.clear()
             self.spikes.recent.extend(state.get("norms", []))
+        if self.snapshots is not None:
+            self.snapshots.adopt(state.get("run"), self.steps, self.parts.keys())
+            self._agree_on_snapshots()
