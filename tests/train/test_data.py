@@ -83,9 +83,11 @@ def test_folder_of_classes(photos: Path) -> None:
     assert listing.paths[0] == photos / "dots" / "000.png"
 
 
-def test_train_and_val_folders(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_train_and_val_folders(tmp_path: Path, name: str) -> None:
     write_images(tmp_path / "train", {"dots": 3, "stripes": 2})
-    write_images(tmp_path / "val", {"dots": 1, "stripes": 2})
+    write_images(tmp_path / name, {"dots": 1, "stripes": 2})
+    write_images(tmp_path / "test", {"dots": 1})  # is nobody's, as yet
     train, held_out, _ = list_folder(tmp_path)
     assert held_out is not None
     assert (train.counts(), held_out.counts()) == ([3, 2], [1, 2])
@@ -112,6 +114,8 @@ def test_files_that_are_no_images_by_name_are_reported(own_photos: Path) -> None
     [
         ([], "is empty; expected one folder of images per class"),
         (["train/a", "train/b"], r"has no val/ folder beside train/"),
+        (["train/a", "train/b", "test/a", "test/b"], r"has no val/ folder beside test/ and train/"),
+        (["validation/a", "validation/b"], r"has no train/ folder beside validation/"),
         (["train/a", "train/b", "val/a", "val/c"], r"differ in their classes \(b, c\)"),
         (["a"], "has 1 folder of images; expected at least two classes"),
         (["a", "b"], "class 'b' has no image"),

@@ -8,11 +8,11 @@ from pathlib import Path
 from gradfast.errors import UserError
 from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.read import read_annotations
+from gradfast.train.data.folder import HELD_OUT
 from gradfast.train.data.images import BadImage
 
 # The first name is ours and most people's; the second is that of a well-known annotation service's exports.
 FILES = ("annotations.json", "_annotations.coco.json")
-HELD_OUT = ("val", "valid", "validation")
 EXPECTED = (
     "annotations.json with its images beside it or in images/; train/ and val/, each like that; or COCO's own "
     "annotations/instances_train*.json and instances_val*.json beside their folders of images"

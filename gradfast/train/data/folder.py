@@ -9,6 +9,7 @@ from gradfast.errors import UserError
 from gradfast.train.data.images import BadImage
 from gradfast.train.data.listing import Listing
 
+HELD_OUT = ("val", "valid", "validation")  # what the folder beside train/ is called
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -32,17 +33,18 @@ def list_folder(root: Path) -> tuple[Listing, Listing | None, list[BadImage]]:
     if not folders:
         held = "is empty" if not any(root.iterdir()) else "has no folders in it"
         raise UserError(f"--data {root} {held}; expected one folder of images per class, or train/ and val/")
-    if "train" not in folders or "val" not in folders:
-        half = {"train": "val", "val": "train"}.get(next(iter(folders))) if len(folders) == 1 else None
-        if half:
-            raise UserError(f"--data {root} has no {half}/ folder beside {next(iter(folders))}/")
+    held_out = next((name for name in HELD_OUT if name in folders), None)
+    if "train" not in folders or held_out is None:
+        if set(folders) <= {"train", "test", *HELD_OUT}:  # parts of a data set, and no classes
+            half = "train" if "train" not in folders else "val"
+            raise UserError(f"--data {root} has no {half}/ folder beside {'/ and '.join(folders)}/")
         listing, bad = list_classes(root)
         return listing, None, bad
     train, bad_train = list_classes(folders["train"])
-    evaluation, bad_evaluation = list_classes(folders["val"])
+    evaluation, bad_evaluation = list_classes(folders[held_out])
     if train.classes != evaluation.classes:
         odd = sorted(set(train.classes) ^ set(evaluation.classes))
-        raise UserError(f"--data {root}: train/ and val/ differ in their classes ({', '.join(odd)})")
+        raise UserError(f"--data {root}: train/ and {held_out}/ differ in their classes ({', '.join(odd)})")
     return train, evaluation, bad_train + bad_evaluation
 
 
