@@ -137,14 +137,20 @@ def build_learner(
 
 def check_batch_size(layout: Spread, objective: Objective, config: TrainConfig) -> None:
     """Raises:
-    UserError: a process's part of a batch is too small.
+    UserError: a batch, or a process's part of one, is too small.
     """
     fewest, size = layout.fewest(objective), layout.world.size
-    if size > 1 and config.batch_size < size * fewest:
-        why = ", as batch norms need two; or share them with --sync-bn" if fewest > 1 else ""
+    if config.batch_size >= size * fewest:
+        return
+    if size == 1:
         raise UserError(
-            f"--batch-size {config.batch_size} is split over {size} processes: give {size * fewest} or more{why}"
+            f"--batch-size {config.batch_size}: batch norms need {fewest} images; give {fewest} or more, or take "
+            "--norm group (--grad-accum averages the gradients of small batches)"
         )
+    why = ", as batch norms need two; or share them with --sync-bn" if fewest > 1 else ""
+    raise UserError(
+        f"--batch-size {config.batch_size} is split over {size} processes: give {size * fewest} or more{why}"
+    )
 
 
 def check_same_data(world: World, config: TrainConfig, data: TaskData) -> None:

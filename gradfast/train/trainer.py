@@ -197,17 +197,29 @@ class Trainer:
         self.train_rest_of_epoch()
         if self.stop:
             return False
-        if 0 < len(self.tally) == self.tally.skipped_steps and self.config.on_spike != "rollback":
-            raise UserError(
-                f"every step of epoch {number} was skipped for a NaN or infinite gradient{self.blame()}: training has "
-                f"diverged; start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
-            )
+        self.refuse_to_go_on_for_nothing()
         self.progress.evaluating()
         result = evaluate(self.learner, self.evaluation.epoch(0), self.note_bad, self.world.stopped)
         if result is None:
             return False
         self.end_epoch(result, time.perf_counter() - start)
         return True
+
+    def refuse_to_go_on_for_nothing(self) -> None:
+        """Raises:
+        UserError: the epoch had no step, or none that changed the model.
+        """
+        number = self.epoch + 1
+        if len(self.tally) == 0:
+            raise UserError(
+                f"epoch {number} had no step, for want of images that can be read: is {self.config.data} still there? "
+                f"{self.saved}, and gradfast train --resume {self.folder} goes on from there"
+            )
+        if len(self.tally) == self.tally.skipped_steps and self.config.on_spike != "rollback":
+            raise UserError(
+                f"every step of epoch {number} was skipped for a NaN or infinite gradient{self.blame()}: training has "
+                f"diverged; start again with a lower --lr or a longer --warmup-epochs ({self.saved})"
+            )
 
     def train_rest_of_epoch(self) -> None:
         start = self.batch

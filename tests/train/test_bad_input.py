@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from train.test_files import fill_disk
 from gradfast.cli import main
 from gradfast.train.data import build as data_module
 from gradfast.train.results.checkpoint import load_checkpoint
+from gradfast.train.trainer import Trainer
 
 Refused = Callable[[list[str], str], str]
 
@@ -59,6 +61,7 @@ def writes() -> None:
         (["--amp", "fp16", "--nonfinite", "raise"], r"--amp fp16 needs --nonfinite skip"),
         (["-c", "none.yaml"], r"cannot read the configuration none.yaml"),
         (["--resume", "none"], r"there is no checkpoint none"),
+        (["--batch-size", "1"], r"--batch-size 1: batch norms need 2 images; give 2 or more, or take --norm group"),
     ],
 )
 def test_flags(photos: Path, refused: Refused, flags: list[str], message: str) -> None:
@@ -153,6 +156,29 @@ def test_image_that_goes_bad_while_training(
     error = capsys.readouterr().err
     assert error.startswith("gradfast: error: --strict: ") and error.count("\n") == 1
     assert load_checkpoint(Path("strict"))["position"]["epoch"] in (0, 1)
+
+
+def test_images_that_vanish_while_training_end_the_run_and_it_goes_on_when_they_are_back(
+    own_photos: Path, writes: None, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    away = own_photos.with_name("unmounted")
+    real = Trainer.end_epoch
+
+    def end_epoch(self: Trainer, *arguments: Any) -> None:
+        real(self, *arguments)
+        own_photos.rename(away)
+
+    command = arguments(own_photos, "--cache", "off", "--workers", 0, "--epochs", 3, "--output", "run")
+    with monkeypatch.context() as vanishing:
+        vanishing.setattr(Trainer, "end_epoch", end_epoch)
+        refused(
+            command,
+            r"epoch 2 had no step, for want of images that can be read: is .*photos still there\? the last checkpoint "
+            r"is run/last\.pt, after 1 epochs, and gradfast train --resume run goes on from there",
+        )
+    away.rename(own_photos)
+    assert main(["train", "--resume", "run"]) == 0
+    assert [row["epoch"] for row in read_rows(Path("run/summary.csv"))] == ["1", "2", "3"]
 
 
 def test_solar_cells_without_their_package(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
