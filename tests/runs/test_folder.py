@@ -95,7 +95,7 @@ def test_the_best_epoch_of_a_detector_is_by_ap(tmp_path: Path) -> None:
         ("config.yaml", b"- 1\n", "config.yaml holds no settings"),
         ("config.yaml", None, "no config.yaml"),
         ("summary.csv", None, "no summary.csv"),
-        ("summary.csv", b"epoch,seconds\n1,\x00", "summary.csv is damaged"),
+        ("summary.csv", b"epoch,seconds\n1,\x00\n", "summary.csv is damaged"),
         ("summary.csv", b"epoch,seconds\n1\n", "summary.csv is damaged"),
         ("summary.csv", b"epoch,seconds\n1,x\n", "summary.csv is damaged"),
         ("summary.csv", b"a,b\n1,2\n", "summary.csv is damaged"),

@@ -112,6 +112,13 @@ def test_floats_read_back_to_the_bit(tmp_path: Path) -> None:
     assert read_csv(tmp_path / "a.csv") == rows
 
 
+def test_a_line_that_is_half_written_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("epoch,loss\n1,0.5\n2,0.2")  # 0.25, say
+    assert read_csv(tmp_path / "a.csv") == [{"epoch": 1, "loss": 0.5}]
+    (tmp_path / "a.csv").write_text("")
+    assert read_csv(tmp_path / "a.csv") == []
+
+
 def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("epoch,loss\n1,x\n")
     with pytest.raises(UserError, match=r"a\.csv is not a table of numbers"):

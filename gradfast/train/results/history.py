@@ -85,13 +85,15 @@ def unknown_filled(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, 
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file of numbers; none where there is no file.
 
+    A last line without an end is left out: the run that wrote it was killed there, or is writing it.
+
     Raises:
         UserError: a cell is not a number.
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    rows = list(csv.DictReader(whole.splitlines()))
     try:
         return [{name: _WHOLE.get(name, float)(value) for name, value in row.items()} for row in rows]
     except (TypeError, ValueError):
