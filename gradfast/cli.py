@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,7 @@ COMMANDS = {
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_NOT_READ = 141  # 128 + SIGPIPE, as other commands end
 
 
 def usage() -> str:
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows ``gradfast`` on the command line; None reads ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a ``UserError``, 130 after an interruption that the sub-command did not handle.
+        The exit code: 0, 2 for a ``UserError``, 130 after an interruption that the sub-command did not handle, 141
+        where nobody reads standard output any more, as behind ``| head``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -63,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gradfast {__version__}")
         return 0
     try:
-        return find_command(arguments[0])(arguments[1:]) or 0
+        code = find_command(arguments[0])(arguments[1:]) or 0
+        sys.stdout.flush()
+        return code
     except ReportedError:
         return EXIT_USER_ERROR
     except UserError as error:
@@ -72,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gradfast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes as it ends
+        return EXIT_NOT_READ
 
 
 def find_command(name: str) -> Callable[[Sequence[str]], int | None]:

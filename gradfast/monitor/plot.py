@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gradfast.files import atomic_write
+from gradfast.files import atomic_write, make_folder
 from gradfast.monitor.page import embed, html_page, new_figure, png
 from gradfast.monitor.record import RunRecord
 
@@ -22,7 +22,7 @@ def draw_run(run: RunRecord, folder: Path) -> list[Path]:
     if run.layers():
         figures |= {"layers.png": heat_map(run), "updates.png": update_ratios(run)}
     pictures = {name: png(figure) for name, figure in figures.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, picture in pictures.items():
         with atomic_write(folder / name) as file:
             file.write(picture)

@@ -100,7 +100,8 @@ def make_console() -> Any:
     require("rich", "train", "gradfast runs")
     from rich.console import Console
 
-    width = (
-        shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else int(os.environ.get("COLUMNS", WIDTH))
-    )
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if given.isdecimal() and int(given) > 0 else WIDTH
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size((WIDTH, 0)).columns
     return Console(file=sys.stdout, width=width, highlight=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
-from gradfast.files import atomic_write
+from gradfast.files import atomic_write, make_folder
 from gradfast.monitor.page import png
 from gradfast.monitor.plot import draw_run
 from gradfast.monitor.record import read_run
@@ -62,7 +62,7 @@ def write_overlay(paths: Sequence[Path], output: Path) -> Path:
     from gradfast.runs.overlay import draw_overlay, read_curves  # reads runs of gradfast train, with its packages
 
     picture = png(draw_overlay(read_curves(paths)))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with atomic_write(output) as file:
         file.write(picture)
     return output

@@ -150,7 +150,9 @@ def find_rate(
     finally:
         train.close()
         evaluation.close()
-    if stop:
+    if stop.signal is not None:
+        progress.close()
+        progress.say(f"stopped by {stop.signal.name} after {len(found.rates)} steps; nothing was written")
         return stop.exit_code
     if not found.rates:
         raise UserError(

@@ -69,6 +69,15 @@ def test_order(column: str, order: str, runs: Path, capsys: pytest.CaptureFixtur
     assert [line.split()[0] for line in lines(capsys, "--sort", column)[2:5]] == order.split()
 
 
+def test_the_width_of_plain_text(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(runs / ("long-" * 30), [0.5])
+    for columns, width in (("80", 80), ("120", 120), ("wide", 100), ("0", 100), ("", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert width - 2 <= max(map(len, lines(capsys)[:5])) <= width, columns
+
+
 def test_json_and_limit(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "diverged", [float("nan")])
     found = json.loads("\n".join(lines(capsys, "--json", "--sort", "name")), parse_constant=pytest.fail)

@@ -74,6 +74,8 @@ def test_a_monitors_record_alone_is_enough(tmp_path: Path) -> None:
         (["a", "empty"], "empty holds neither monitor.jsonl nor steps.csv"),
         (["a", "a", "--output", "picture.jpg"], "give a name that ends in .png"),
         (["a", "damaged"], "damaged/steps.csv is not a table of numbers"),
+        (["a", "--output", "a/steps.csv"], "cannot write a/steps.csv: File exists"),
+        (["a", "a", "--output", "a/steps.csv/b.png"], "cannot write a/steps.csv: "),
     ],
 )
 def test_what_cannot_be_drawn_is_named(

@@ -144,6 +144,8 @@ def test_pictures(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.Captur
         with Image.open(path) as image:
             image.load()
             assert image.format == "PNG" and min(image.size) >= 300
+    assert main(["predict", str(run), *images, "--pictures", images[0]]) == 2
+    assert f"cannot write {images[0]}: File exists" in capsys.readouterr().err
 
 
 def test_torchscript(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

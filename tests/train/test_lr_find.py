@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,23 @@ def test_the_command_writes_draws_and_suggests_a_command_that_runs(
     refused(words[1:], "is not empty")
     refused(["train", "--resume", str(folder), "--lr-find"], "--lr-find tests the start of a run")
     refused([*command, "--lr-find", "5"], "seven decades of rates take 20 steps at least")
+
+
+def test_stopped_by_a_signal_it_says_so_and_writes_nothing(
+    photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, calls = Learner.step, []
+
+    def stopping(self: Learner, batches: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batches)
+
+    monkeypatch.setattr(Learner, "step", stopping)
+    assert main(arguments(photos, "--lr-find", 60)) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after 3 steps; nothing was written" in capsys.readouterr().out
+    assert list(in_tmp.iterdir()) == []
 
 
 def test_a_command_of_settings_reads_back() -> None:

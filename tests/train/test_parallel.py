@@ -29,7 +29,9 @@ from train.detection import write_scenes
 from train.processes import Ended, Ranks
 from train.test_files import fill_disk
 
+from gradfast.errors import UserError
 from gradfast.train.data import build as data_module
+from gradfast.train.machine.processes import read_timeout
 from gradfast.train.results.checkpoint import load_checkpoint
 from gradfast.train.results.progress import Progress
 from gradfast.train.step import Learner
@@ -394,6 +396,13 @@ def test_what_all_processes_find_wrong_is_said_once(photos: Path) -> None:
         assert ended.codes == [2, 2]
         assert message in ended.err and ended.err.count("\n") == 1, ended.err
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_a_time_to_wait_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADFAST_TIMEOUT", text)
+    with pytest.raises(UserError, match=f"GRADFAST_TIMEOUT, the seconds .*: expected a number above 0, got '{text}'"):
+        read_timeout()
 
 
 def test_several_processes_are_torchruns_to_start(photos: Path, refused: Refused) -> None:

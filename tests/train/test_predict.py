@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,10 +79,11 @@ def test_images_of_every_mode(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert len(predicted(capsys, run, tmp_path)) == 7
 
 
-def test_a_reader_that_stops_early_is_no_error(run: Path, photos: Path) -> None:
+def test_a_reader_that_stops_early_ends_it_as_it_ends_other_commands(run: Path, photos: Path) -> None:
     command = f"{sys.executable} -m gradfast predict {run} {photos} {photos} --top 2 | head -n 2"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 128 + signal.SIGPIPE and len(done.stdout.splitlines()) == 2, done.stderr
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

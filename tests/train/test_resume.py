@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torchvision", exc_type=Exception)
 
 import torch
-from train.cases import arguments, untimed
+from train.cases import MODEL, arguments, untimed
 
 from gradfast.cli import main
 from gradfast.train.results.checkpoint import load_checkpoint
@@ -96,6 +96,13 @@ def test_stopped_twice_and_resumed_with_other_workers(
         assert main(["train", "--resume", "run", "--workers", "1", "--cache", "off"]) == 130
     assert main(["train", "--resume", "auto", "--output", "run"]) == 0
     assert_same_run(Path("run"), whole)
+
+
+def test_a_run_by_its_name_is_the_one_in_runs(photos: Path, in_tmp: Path) -> None:
+    assert main(arguments(photos, "--epochs", 1)) == 0
+    assert main(["train", "--resume", f"{MODEL}-photos-1", "--epochs", "2"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == [f"{MODEL}-photos-1"]
+    assert load_checkpoint(Path(f"runs/{MODEL}-photos-1"))["position"]["epoch"] == 2
 
 
 def test_stopped_within_accumulated_steps(photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from gradfast.errors import ReportedError, UserError
 from gradfast.extras import first_line
 from gradfast.train.interrupt import StopRequest
+from gradfast.train.parse import positive
 
 Value = TypeVar("Value")
 
@@ -94,7 +95,7 @@ class Processes(World):
         self.local_rank = int(environment.get("LOCAL_RANK", self.rank))
         self.local_size = int(environment.get("LOCAL_WORLD_SIZE", self.size))
         super().__init__()
-        self.timeout = timedelta(seconds=float(environment.get(TIMEOUT_VARIABLE, TIMEOUT)))
+        self.timeout = timedelta(seconds=read_timeout())
         with_gpu = torch.cuda.is_available() and distributed.is_nccl_available()
         if with_gpu and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
@@ -169,6 +170,19 @@ class Processes(World):
             with contextlib.suppress(RuntimeError):
                 distributed.destroy_process_group()
             time.sleep(LEAVE)
+
+
+def read_timeout() -> float:
+    """Seconds that processes wait for one another.
+
+    Raises:
+        UserError: the environment has something else there.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT))
+    try:
+        return positive(text)
+    except ValueError as error:
+        raise UserError(f"{TIMEOUT_VARIABLE}, the seconds that processes wait for one another: {error}") from None
 
 
 def is_lost_process(error: BaseException) -> bool:

@@ -60,6 +60,6 @@ class ModelOptions:
         "model",
         "train the classifier alone, the rest with its norms in evaluation mode: for the first N epochs, or all "
         "of them (--freeze-backbone alone); with --weights",
-        "[N|all]",
+        "N|all",
         bare="all",
     )

@@ -36,7 +36,7 @@ class OptimisationOptions:
         "optimisation",
         "do not train, but look for --lr: so many steps (100 if not said) with a rising rate; draws "
         "lr_find.png, suggests a rate and prints the command that takes it",
-        "[STEPS]",
+        "STEPS",
         bare="100",
     )
     momentum: float = option(0.9, parse.fraction, "optimisation", "momentum of SGD", "FACTOR")

@@ -16,9 +16,9 @@ class ResultsOptions:
         None,
         parse.text,
         "results",
-        "continue a run exactly where it stopped: its folder, a checkpoint, or auto for the newest sound checkpoint of "
-        "--output or of runs/; flags given beside it override the saved settings",
-        "PATH|auto",
+        "continue a run exactly where it stopped: its folder, its name in runs/, a checkpoint, or auto for the newest "
+        "sound checkpoint of --output or of runs/; flags given beside it override the saved settings",
+        "RUN|auto",
     )
     save_every_steps: int = option(
         0,

@@ -10,7 +10,7 @@ from typing import Any
 from gradfast.errors import UserError
 from gradfast.train.config import TrainConfig, flag, from_dict, make_config
 from gradfast.train.results.checkpoint import BEST, LAST, duplicate, load_checkpoint, newest_checkpoint
-from gradfast.train.results.output import RUNS
+from gradfast.train.results.output import RUNS, find_run
 from gradfast.train.tasks.task import TaskData
 
 # What the saved weights, optimiser state or order of the data would not fit, or would not mean the same with.
@@ -89,7 +89,7 @@ def find_resumed(
         path, state = found
         output: Path | None = path.parent
     else:
-        path = Path(wanted)
+        path = find_run(wanted)
         path = path / LAST if path.is_dir() else path
         # Another checkpoint than the last stands before results that its folder already has: it gets a new folder.
         output = given_output or (path.parent if path.name == LAST else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
 from gradfast.extras import require
-from gradfast.files import atomic_write
+from gradfast.files import atomic_write, make_folder
 from gradfast.train import parse
 
 if TYPE_CHECKING:
@@ -76,21 +75,18 @@ def main(arguments: Sequence[str]) -> int:
     paths = find_images(options.images)
     bad = 0
     batches = watched(predict(trained, place, paths, size), -(-len(paths) // size), "predicting")
-    try:
-        with opened(options.output) as write:
-            write(output.begin())
-            for batch in batches:
-                for one in batch:
-                    if isinstance(one, BadImage):
-                        bad += 1
-                        note(f"skipped {one.path}: {one.reason}")
-                        continue
-                    write(output.one(one))
-                    if pictures is not None:
-                        pictures.draw(one)
-            write(output.end())
-    except BrokenPipeError:  # whoever reads standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with opened(options.output) as write:
+        write(output.begin())
+        for batch in batches:
+            for one in batch:
+                if isinstance(one, BadImage):
+                    bad += 1
+                    note(f"skipped {one.path}: {one.reason}")
+                    continue
+                write(output.one(one))
+                if pictures is not None:
+                    pictures.draw(one)
+        write(output.end())
     if bad:
         note(f"{bad} of {len(paths)} images could not be read")
     return EXIT_BAD_IMAGES if bad else 0
@@ -147,7 +143,7 @@ class Pictures:
         self.classes = classes
         self.score = score
         self._taken: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def draw(self, prediction: Prediction) -> None:
         from gradfast.train.coco.pictures import draw_predictions
