@@ -21,24 +21,27 @@ struct Member {  // one parameter
   const at::Tensor& parameter() const { return has_master ? arrays.back() : arrays[kParameter]; }
   at::Tensor& parameter() { return has_master ? arrays.back() : arrays[kParameter]; }
 
-  at::Tensor whole;      // as the optimiser has it: a DTensor, or the same as parameter()
+  // First what each step looks at, in as few cache lines as it takes.
+
+  at::Tensor whole;           // as the optimiser has it: a DTensor, or the same as parameter()
+  Slot* slot = nullptr;       // where the engine put it; none: to be looked at in full at every step
+  std::int64_t elements = 0;  // of that slot
+  bool active = false;        // has a gradient in this step
+  bool has_master = false;
   bool sharded = false;  // a DTensor: the arrays are the parts of it that this rank holds
+  bool fresh = false;    // its states were made, and no step has seen them yet
+  int group;
   // As in Slot: parameter or its fp32 master, gradient of this step, states, copy.
   c10::SmallVector<at::Tensor, kMaxArrays> arrays;
-  bool has_master = false;
-  std::int64_t version = -1;  // of a parameter with a master, when the master was last known to agree with it
-  int group;
-  std::string name;
-  at::Tensor step;      // 0-d float: the state's own "step", or `updates`
-  at::Tensor updates;   // 0-d float, for rules whose state has no step count
-  bool active = false;  // has a gradient in this step
-  bool fresh = false;   // its states were made, and no step has seen them yet
+  at::Tensor step;  // 0-d float: the state's own "step", or `updates`
 
-  // Where the engine put it, and what that relies on. No slot: to be looked at in full at every step.
-  Slot* slot = nullptr;
-  std::int64_t elements = 0;
+  // What the slot relies on. Parameter and gradient have no Watch: they are looked at more closely.
+  Watch step_watch, watches[kMaxArrays];
   ArrayKind kinds[kMaxArrays], step_kind;
-  Watch watches[kMaxArrays], step_watch;  // not of parameter and gradient, which are looked at more closely
+
+  std::int64_t version = -1;  // of a parameter with a master, when the master was last known to agree with it
+  at::Tensor updates;         // 0-d float, for rules whose state has no step count
+  std::string name;
 };
 
 class Members {

@@ -2,6 +2,8 @@
 // The loop here is most of what a step costs on the host, nearly all of it spent waiting for cache lines of torch's
 // tensors, storages and version counters: some twenty a parameter for AdamW. So they are fetched ahead, and each is
 // touched in one pass.
+#include <array>
+
 #include "binding/members.h"
 #include "binding/slots.h"
 
@@ -45,13 +47,22 @@ bool Members::refresh(const pybind11::dict& state, const std::vector<GroupSettin
   const auto ahead = [this](std::size_t i, auto&& fetch) {
     if (i < members_.size() && members_[i].slot != nullptr) fetch(members_[i]);
   };
+  // Where the gradients of the next members are: torch is asked once for each, as that costs a call through two tables.
+  std::array<const at::Tensor*, kGradients + 1> gradients{};
+  const auto find_gradient = [&](std::size_t i) {
+    if (i >= members_.size()) return;
+    const at::Tensor& gradient = gradient_of(members_[i]);
+    gradients[i % gradients.size()] = &gradient;
+    prefetch(gradient);
+  };
+  for (std::size_t i = 0; i < kGradients; ++i) find_gradient(i);
   for (std::size_t i = 0; i < members_.size(); ++i) {
     ahead(i + kTensors, prefetch_tensors);
     ahead(i + kBehindTensors, prefetch_behind_tensors);
-    ahead(i + kGradients, [](const Member& member) { prefetch(gradient_of(member)); });
-    ahead(i + kStorages, [](const Member& member) { prefetch_storage(gradient_of(member)); });
+    find_gradient(i + kGradients);
+    if (i + kStorages < members_.size()) prefetch_storage(*gradients[(i + kStorages) % gradients.size()]);
     Member& member = members_[i];
-    const at::Tensor& gradient = gradient_of(member);
+    const at::Tensor& gradient = *gradients[i % gradients.size()];
     if (gradient.defined() != member.active) return false;
     if (!member.active) continue;
     if (member.slot == nullptr || !refresh_member(member, gradient)) return false;
