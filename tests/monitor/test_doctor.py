@@ -230,7 +230,7 @@ BROKEN: dict[str, tuple[Callable[[], Case], str, str | None, str]] = {
     "summed loss": (lambda: loss(lambda o, t: F.cross_entropy(o, t, reduction="sum")), "loss-scale", None, "mean"),
     "loss times 1e4": (lambda: loss(lambda o, t: 1e4 * F.cross_entropy(o, t)), "loss-scale", None, "loss /"),
     "log of 0": (lambda: loss(log_of_zero), "nonfinite", None, "log_softmax"),
-    "sqrt of 0": (root_of_zero, "nonfinite", "2", "epsilon"),
+    "sqrt of 0": (root_of_zero, "nonfinite", "2", "clamp"),
     "targets of a quarter million": (prices, "targets", None, "mean"),
     "beyond float16": (huge_in_the_middle, "fp16-overflow", "0", "bfloat16"),
     "detached": (
@@ -253,19 +253,56 @@ def test_finds_what_is_broken(name: str) -> None:
     assert any(character.isdigit() for character in finding.evidence)
 
 
-def test_the_line_that_mends_does_mend() -> None:
-    """What the finding's line says is done to the model; then the doctor is silent."""
-    for name in (
-        "torch's default, 20 layers",
-        "weights of std 1",
-        "residual without norm",
-        "constant weights",
-        "dead relu",
-    ):
-        model, batch, loss_fn = BROKEN[name][0]()
-        finding = gradfast.diagnose(model, batch, loss_fn).findings[0]
-        exec(finding.mend, {"gradfast": gradfast, "model": model})
-        assert_healthy(gradfast.diagnose(model, batch, loss_fn))
+class Clamped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).clamp(min=1e-12).sqrt()
+
+
+class Autocast(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def in_the_model(name: str, model: Any) -> nn.Module:
+    """What a line says that belongs into the model's own code."""
+    if name == "beyond float16":
+        return Autocast(*model)
+    model[{"sqrt of 0": 2, "detached": 1}[name]] = Clamped() if name == "sqrt of 0" else nn.Identity()
+    return model
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_line_that_mends_does_mend(name: str) -> None:
+    """The first finding's line is run where it belongs, on model, batch or loss. Then the doctor is silent."""
+    model, (inputs, targets), loss_fn = BROKEN[name][0]()
+    line = gradfast.diagnose(model, (inputs, targets), loss_fn).findings[0].mend
+    if "loss = " in line:
+        code, old = compile(line, "mend", "exec"), loss_fn
+
+        def mended_loss(output: Tensor, targets: Tensor) -> Tensor:
+            names = {"F": F, "output": output, "targets": targets, "loss": old(output, targets)}
+            exec(code, names)
+            return names["loss"]
+
+        loss_fn = mended_loss
+    elif line.startswith(("gradfast.", "inputs = ", "targets = ", "keep = ")):
+        names = {"gradfast": gradfast, "torch": torch, "model": model, "inputs": inputs, "targets": targets}
+        exec(line, names)
+        inputs, targets = names["inputs"], names["targets"]
+    else:
+        model = in_the_model(name, model)
+    assert_healthy(gradfast.diagnose(model, (inputs, targets), loss_fn))
+
+
+@pytest.mark.parametrize("curvature", [0.5, 100.0])
+def test_the_rate_that_is_proposed_descends(curvature: float) -> None:
+    model, batch, loss_fn = quadratic(curvature)
+    line = gradfast.diagnose(model, batch, loss_fn, lr=10 / curvature).findings[0].mend
+    names: dict[str, Any] = {}
+    exec(line, names)
+    found = gradfast.diagnose(model, batch, loss_fn, lr=names["lr"])
+    assert found.ok and found.rate is not None and found.rate.loss_after < found.rate.loss
 
 
 # ---------------------------------------------------------------- the learning rate

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ERROR, WARNING = "error", "warning"
+DROP_BAD = (
+    "keep = torch.isfinite(inputs).flatten(1).all(1); inputs, targets = inputs[keep], targets[keep]   # and find the "
+    "sample in the data set"
+)
 
 
 @dataclass
@@ -18,7 +22,7 @@ class Finding:
         severity: "error" where training will fail, "warning" where it will suffer.
         title: one sentence.
         evidence: the numbers that it rests on.
-        mend: the line that mends it.
+        mend: the line that mends it: Python, of the user's `model`, `inputs`, `targets`, `output` and `loss`.
         layers: the layers concerned, the worst first.
     """
 

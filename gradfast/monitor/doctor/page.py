@@ -27,7 +27,7 @@ def save_html(diagnosis: Diagnosis, path: Path) -> None:
     if diagnosis.ok:
         parts.append("<p><b>Nothing found.</b></p>")
     parts.append(embed(_draw(diagnosis), "signal, gradient and weights of each layer"))
-    heads = ("layer", "rms in", "rms out", "largest out", "gradient norm", "weight gain", "note")
+    heads = ("layer", "rms in", "rms out", "largest out", "gradient norm", "gain back", "weight gain", "note")
     rows = [row(p) for p in diagnosis.measurement.passages if p.kind != "other"]
     table = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
     parts.append(f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{table}</table>")

@@ -34,9 +34,11 @@ class Passage:
         bad: share of what comes out that is NaN or infinite; rms and max are those of the rest.
         grad_norm: of the loss with respect to what comes out, over the whole batch; None where none arrived.
         grad_bad: share of that gradient that is NaN or infinite.
+        grad_in_norm: of the loss with respect to what goes in, for a layer; None where none arrived.
         weight_gain: rms(W) * sqrt(fan in), by which a layer multiplies the rms of independent inputs; else None.
         dead: for relu, share of the units that are 0 for the whole batch; None where there are too few values to tell.
         saturated: for sigmoid and tanh, share of the values in the flat ends.
+        wide_range: whether what comes out is bfloat16 already, which ends where float32 does.
     """
 
     name: str
@@ -48,9 +50,16 @@ class Passage:
     bad: float = 0.0
     grad_norm: float | None = None
     grad_bad: float = 0.0
+    grad_in_norm: float | None = None
     weight_gain: float | None = None
     dead: float | None = None
     saturated: float | None = None
+    wide_range: bool = False
+
+    @property
+    def backward_gain(self) -> float | None:
+        """By what factor the gradient's norm grows on its way back through a layer."""
+        return self.grad_in_norm / self.grad_norm if self.grad_in_norm is not None and self.grad_norm else None
 
 
 @dataclass
@@ -190,7 +199,14 @@ def _leave(stack: list[str], name: str, found: Measurement) -> Callable[..., Non
         if result is None or (result is first_tensor(arguments)):  # nothing was computed, or in place
             return
         kind = "layer" if is_layer(module) else "norm" if is_norm(module) else "other"
-        passage = Passage(name, kind, in_rms=_rms(first_tensor(arguments)))
+        given = first_tensor(arguments)
+        passage = Passage(name, kind, in_rms=_rms(given))
+        if kind == "layer" and given is not None and given.requires_grad and not given.is_leaf:
+
+            def keep(gradient: Tensor) -> None:
+                passage.grad_in_norm = gradient.double().norm().item()
+
+            given.register_hook(keep)
         if isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)):
             passage.weight_gain = _rms(module.weight) * math.sqrt(fans(module)[0])
         _keep(found, passage, result)
@@ -222,6 +238,7 @@ class _Activations(TorchFunctionMode):
 def _keep(found: Measurement, passage: Passage, output: Tensor) -> None:
     with torch.no_grad():
         values = output.detach()
+        passage.wide_range = values.dtype == torch.bfloat16
         finite = torch.isfinite(values)
         passage.bad = 1.0 - finite.double().mean().item() if values.numel() else 0.0
         sound = values[finite].double() if passage.bad else values.double()

@@ -88,7 +88,7 @@ def findings(check: RateCheck | None) -> Iterator[Finding]:
         return
     words = {"sgd": "gradient descent", "sign": "a step of sign(g), as Adam's first is"}[check.update]
     clipped = f", clipped by {check.clip:.3g}" if check.clip < 1 else ""
-    mend = f"lr={check.limit / 2:.1g}, or warm up to {check.lr:g} over the first hundreds of steps"
+    mend = f"lr = {check.limit / 2:.1g}   # or warm up to {check.lr:g} over the first hundreds of steps"
     yield Finding(
         "learning-rate",
         ERROR,

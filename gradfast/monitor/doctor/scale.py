@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradfast.monitor.doctor.finding import ERROR, WARNING, Finding, some
+from gradfast.monitor.doctor.finding import DROP_BAD, ERROR, WARNING, Finding, some
 from gradfast.monitor.doctor.probe import Measurement, first_tensor, split_batch, takes
 from gradfast.nn.graph import Structure
 from gradfast.nn.layers import is_layer
@@ -31,7 +31,7 @@ def inputs(batch: Any) -> Iterator[Finding]:
             ERROR,
             "the batch itself holds NaN or infinity",
             f"{bad:.3%} of the inputs",
-            "assert torch.isfinite(inputs).all()   # in the data set: find the sample, drop it",
+            DROP_BAD,
         )
         return
     rms = values.double().square().mean().sqrt().item()
@@ -42,7 +42,7 @@ def inputs(batch: Any) -> Iterator[Finding]:
             "the inputs are not normalised",
             f"their rms is {rms:.3g}, their range {values.min().item():.3g} to {values.max().item():.3g}; layers "
             "expect about 1",
-            "inputs = (inputs - mean) / std   # for bytes of an image: / 255 first",
+            "inputs = (inputs - inputs.mean()) / inputs.std()   # with the data set's; bytes of an image / 255 first",
         )
 
 
@@ -86,7 +86,7 @@ def _classification(found: Measurement, scores: Tensor, targets: Tensor) -> Iter
             ERROR,
             "the loss is a sum over the batch" if summed else "the loss is on the wrong scale",
             f"it is {found.loss:.4g}, {ratio:.4g} times the mean cross-entropy {mean:.4g} over {count} targets",
-            'F.cross_entropy(output, target, reduction="mean")' if summed else f"loss = loss / {ratio:.3g}",
+            'loss = F.cross_entropy(output, targets, reduction="mean")' if summed else f"loss = loss / {ratio:.3g}",
         )
     if mean > 3 * chance + 2:
         yield Finding(
@@ -107,7 +107,7 @@ def _regression(found: Measurement, output: Tensor, targets: Tensor) -> Iterator
             ERROR,
             "the targets are not standardised",
             f"their rms is {rms:.4g}; the model's outputs have {own:.3g}",
-            "targets = (targets - mean) / std   # and undo it on predictions",
+            "targets = (targets - targets.mean()) / targets.std()   # with the data set's; undo it on predictions",
         )
     elif found.output_gradient > 100:
         yield Finding(
@@ -116,7 +116,7 @@ def _regression(found: Measurement, output: Tensor, targets: Tensor) -> Iterator
             "the loss is on the wrong scale",
             f"the norms of d loss / d output add up to {found.output_gradient:.4g} over the batch, where a mean over "
             f"samples gives about 1; the loss is {found.loss:.4g}",
-            'reduction="mean"   # or divide the loss',
+            f'loss = loss / {found.output_gradient:.3g}   # a mean over the samples: reduction="mean"',
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gradfast.monitor.doctor.finding import ERROR, WARNING, Finding, some, trend
+from gradfast.monitor.doctor.finding import DROP_BAD, ERROR, WARNING, Finding, some, trend
 from gradfast.monitor.doctor.probe import Measurement, Passage
 from gradfast.nn.graph import Structure
 
@@ -27,14 +27,14 @@ def nonfinite(found: Measurement, structure: Structure) -> Iterator[Finding]:
             return
     if not math.isfinite(found.loss):
         evidence = f"the loss is {found.loss} while every layer's output is finite; {trail(found.passages)}"
-        mend = "check the targets and the loss function; compute log(softmax(x)) as F.log_softmax(x, 1)"
+        mend = "loss = F.nll_loss(F.log_softmax(output, 1), targets)   # not log(softmax(x)); else look at the targets"
         yield Finding("nonfinite", ERROR, "the loss is not finite", evidence, mend)
         return
     for number, passage in enumerate(found.backward):
         if passage.grad_bad:
             title = f"going backward, the gradient of {label(passage)}'s output is the first with NaN or infinity"
             evidence = f"{passage.grad_bad:.2%} of it; before it {trail(found.backward[:number], backward=True)}"
-            mend = "look for sqrt(0), log(0), x / 0 or a norm of zeros after that layer; add an epsilon inside"
+            mend = "x = x.clamp(min=1e-12)   # before the sqrt, log, division or norm after that layer: its slope at 0"
             yield Finding("nonfinite", ERROR, title, evidence, mend, [passage.name])
             return
 
@@ -124,7 +124,9 @@ def saturated(found: Measurement, structure: Structure) -> Iterator[Finding]:
 
 
 def half_precision(found: Measurement, structure: Structure) -> Iterator[Finding]:
-    large = sorted((p for p in found.passages if p.out_max > HALF_MAX / 4), key=lambda p: -p.out_max)
+    large = sorted(
+        (p for p in found.passages if p.out_max > HALF_MAX / 4 and not p.wide_range), key=lambda p: -p.out_max
+    )
     if large and not large[0].bad:
         worst = large[0]
         over = worst.out_max > HALF_MAX
@@ -133,7 +135,7 @@ def half_precision(found: Measurement, structure: Structure) -> Iterator[Finding
             ERROR if over else WARNING,
             f"float16 {'overflows' if over else 'would nearly overflow'} at {label(worst)}",
             f"its largest output is {worst.out_max:.3g}; float16 ends at {HALF_MAX:.0f}",
-            "torch.autocast(device, torch.bfloat16)   # or find what makes it that large",
+            "with torch.autocast(device, torch.bfloat16): ...   # or find what makes it that large",
             [p.name for p in large],
         )
 
@@ -157,10 +159,10 @@ def trail(passages: list[Passage], backward: bool = False) -> str:
 
 def _mend_nonfinite(passage: Passage) -> str:
     if not math.isfinite(passage.in_rms):
-        return "assert torch.isfinite(inputs).all()   # the batch itself is bad: find the sample, drop it"
+        return DROP_BAD
     if passage.in_rms > 1e3:
         return 'gradfast.nn.init_model(model, "kaiming")   # the values were too large already; or a norm before it'
-    return "look for sqrt, log, exp or a division in that layer that leaves its domain; add an epsilon inside"
+    return "x = x.clamp(min=1e-12)   # before the sqrt, log or division in that layer that leaves its domain"
 
 
 def _mend_trend(found: Measurement) -> str:

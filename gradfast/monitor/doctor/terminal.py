@@ -36,8 +36,9 @@ def show(diagnosis: Diagnosis, every_layer: bool = False) -> None:
         console.print("[green]Nothing found.[/]")
     blamed = {name for finding in diagnosis.findings for name in finding.layers}
     passages = [passage for passage in diagnosis.measurement.passages if passage.kind in ("layer", "activation")]
-    table = Table("layer", "in", "out", "largest", "gradient", "weight gain", "note", box=None, header_style="dim")
-    for column in table.columns[1:6]:
+    heads = ("layer", "in", "out", "largest", "gradient", "gain back", "weight gain", "note")
+    table = Table(*heads, box=None, header_style="dim")
+    for column in table.columns[1:-1]:
         column.justify = "right"
     for passage in passages if every_layer else _choice(passages, blamed):
         style = "red" if passage.name in blamed else ""
@@ -47,7 +48,7 @@ def show(diagnosis: Diagnosis, every_layer: bool = False) -> None:
 
 
 def row(passage: Passage) -> tuple[str, ...]:
-    """The cells of one layer: name, rms in and out, largest output, gradient norm, weight gain, note."""
+    """One layer's cells: name, rms in and out, largest output, gradient norm, gain back, weight gain, note."""
     notes = []
     if passage.bad:
         notes.append(f"{passage.bad:.1%} not finite")
@@ -57,8 +58,9 @@ def row(passage: Passage) -> tuple[str, ...]:
         notes.append(f"{passage.dead:.0%} dead")
     if passage.saturated:
         notes.append(f"{passage.saturated:.0%} saturated")
-    numbers = (passage.in_rms, passage.out_rms, passage.out_max, passage.grad_norm, passage.weight_gain)
-    return (label(passage), *map(_number, numbers), ", ".join(notes))
+    forward = passage.in_rms, passage.out_rms, passage.out_max
+    backward = passage.grad_norm, passage.backward_gain, passage.weight_gain
+    return (label(passage), *map(_number, (*forward, *backward)), ", ".join(notes))
 
 
 def _number(value: float | None) -> str:
