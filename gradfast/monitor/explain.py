@@ -41,12 +41,54 @@ def explain(
     return _backward(found.passages, norms)
 
 
-def _backward(passages: Sequence[Passage], norms: Mapping[str, float]) -> str:
-    order = {passage.name: number for number, passage in enumerate(passages)}
+def explain_by_norms(norms: Mapping[str, float], before: Mapping[str, float], factor: float) -> str:
+    """Say where the gradient went wrong on its way back, from the parameters' norms alone: no batch, and no pass.
+
+    From the output towards the input, in the order in which the model holds its layers, the first whose gradient is
+    not finite; where all are, the first whose norm is `factor` times what it was.
+
+    Args:
+        norms: name of a parameter -> norm of its gradient in the bad step.
+        before: the same of a good step; may be empty.
+    """
+    layers, usual = _by_layer(norms), _by_layer(before)
+    ranked = list(layers)
+    bad = [name for name in ranked if not math.isfinite(layers[name])]
+    what = "is NaN or infinite"
+    if not bad:
+        bad = [name for name in ranked if 0 < usual.get(name, 0.0) * factor < layers[name]]
+        what = f"is {factor:g} times what it was"
+    if not bad:
+        return ""
+
+    def size(name: str) -> str:
+        return f"{layers[name]:.3g} at {name or 'the model itself'}" + (
+            f" ({usual[name]:.3g} before)" if name in usual else ""
+        )
+
+    first = bad[-1]
+    if first == ranked[-1]:
+        return (
+            f"backward, the gradient {what} from the last layer on, {size(first)}: look at the batch, the forward pass "
+            "and the loss"
+        )
+    behind = ", ".join(map(size, reversed(ranked[ranked.index(first) + 1 :][:3])))
+    return f"backward, the gradient of {first} is the first that {what}: {size(first)}; nearer to the loss {behind}"
+
+
+def _by_layer(norms: Mapping[str, float]) -> dict[str, float]:
+    """Parameters' norms joined to those of the modules that hold them."""
     layers: dict[str, float] = {}
     for name, norm in norms.items():
         module = name.rpartition(".")[0]
-        layers[module] = math.hypot(layers.get(module, 0.0), norm) if math.isfinite(norm) else norm
+        known = layers.get(module, 0.0)
+        layers[module] = math.hypot(known, norm) if math.isfinite(norm + known) else math.nan
+    return layers
+
+
+def _backward(passages: Sequence[Passage], norms: Mapping[str, float]) -> str:
+    order = {passage.name: number for number, passage in enumerate(passages)}
+    layers = _by_layer(norms)
     ranked = sorted((name for name in layers if name in order), key=order.__getitem__)
     bad = [name for name in ranked if not math.isfinite(layers[name])]
     largest = max(passages, key=lambda passage: passage.out_max, default=None)

@@ -92,7 +92,8 @@ class Source:
             return every
         sums = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         for indices, values in parts:
-            sums[torch.tensor(indices, device=self.device)] = values.to(self.device, non_blocking=True)
+            places = torch.tensor(indices).to(self.device, non_blocking=True)  # torch.tensor(device=) would wait
+            sums[places] = values.to(self.device, non_blocking=True)
         return sums
 
     # ---------------------------------------------------------------- at samples
@@ -101,7 +102,7 @@ class Source:
     def measured(self, memory: Tensor) -> StepNorms:
         """As `every_step`, by a pass over the gradients."""
         gradients = [own_part(p if p.grad is None else p.grad) for p in self.parameters]
-        there = torch.tensor([p.grad is not None for p in self.parameters], device=self.device)
+        there = torch.tensor([p.grad is not None for p in self.parameters]).to(self.device, non_blocking=True)
         sums = self._joined(self._squares(gradients) * there)
         return StepNorms(sums.sum().sqrt(), torch.full_like(sums[0], math.nan), sums, memory)
 

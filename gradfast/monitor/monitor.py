@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfast.monitor.events import Event, SpikeRule, worst
-from gradfast.monitor.explain import explain
+from gradfast.monitor.explain import explain, explain_by_norms
 from gradfast.monitor.gather import Source
 from gradfast.monitor.grouping import add_watched, group_by_module, inside, join
 from gradfast.monitor.metrics import GroupMetrics, StepView, of_window, roots
@@ -52,9 +52,10 @@ class Monitor:
     they have arrived. A sample takes a copy of the parameters for the time of the step.
 
     A step with a NaN or infinite norm, or a norm `spike` times the median of the 128 before, is an event: logged, and
-    sent to the sinks with the worst parameters. On the CPU, where a bad step is known at once, its forward pass is run
-    once more and the message names the first bad layer; on CUDA, where it is known later, `examine` does that for a
-    batch.
+    sent to the sinks with the worst parameters, and the message names the first bad layer. On the CPU, where a step
+    that is not finite is known at once, its forward pass is run once more for that; on CUDA, where it is known later,
+    and for spikes, it is the first layer on the way back whose gradient's norm went wrong, against the last good step.
+    `examine` looks for the layer of the forward pass in a batch that was kept.
 
     Args:
         model: for the names of parameters, and to run forward once more when a step was bad.
@@ -97,6 +98,7 @@ class Monitor:
         self._first, self._sampling = True, False
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._explanations: dict[int, str] = {}
+        self._quiet: list[float] = []  # the parameters' norms in the last step that was no event
         self._handles: list[Any] = [
             optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -248,6 +250,7 @@ class Monitor:
         norm = view.norm
         threshold = self._spikes.threshold(norm)
         if math.isfinite(norm) and threshold is None:
+            self._quiet = view.grad
             return
         named = worst(self.source.names, view.grad)
         sizes = ", ".join(f"{name} {size:.4g}" for name, size in named)
@@ -261,8 +264,11 @@ class Monitor:
             event.message = (
                 f"step {step}: the gradient norm is {norm:.4g}, above {threshold:.4g} ({action}); worst: {sizes}"
             )
-        if step in self._explanations:
-            event.message += f". {self._explanations[step]}"
+        names = self.source.names
+        where = self._explanations.get(step) or explain_by_norms(
+            dict(zip(names, view.grad)), dict(zip(names, self._quiet)), self._spikes.factor
+        )
+        event.message += f". {where}" if where else ""
         self.events.append(event)
         if on_first_rank():
             _log.warning(event.message)

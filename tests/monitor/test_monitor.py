@@ -19,6 +19,7 @@ import gradfast
 from gradfast import clip
 from gradfast.monitor import CSV, JSONL, Event, Monitor, Sink, TensorBoard, WandB
 from gradfast.monitor.events import SpikeRule, worst
+from gradfast.monitor.explain import explain_by_norms
 from gradfast.monitor.grouping import group_by_module
 
 
@@ -334,6 +335,40 @@ def test_spike_is_an_event() -> None:
     assert (event.step, event.rule, event.action) == (28, "spike", "clipped")
     assert event.norm > event.threshold and event.worst[0][1] > 100
     json.dumps(event.to_dict())
+
+
+def test_a_spike_names_the_layer_where_it_began_on_the_way_back() -> None:
+    model, sink = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)), Memory()
+    optimizer = gradfast.SGD(model.named_parameters(), lr=1e-4)
+    Monitor(optimizer, model, every=5, sinks=[sink])
+    for step in range(1, 26):
+        set_gradients(model, 0.1)
+        if step == 23:
+            model[0].weight.grad *= 3000
+            model[1].weight.grad *= 5000
+        if step == 24:
+            model[2].bias.grad[0] = math.inf
+        optimizer.step()
+    spike, bad = sink.events
+    assert "backward, the gradient of 1 is the first that is 10 times what it was: " in spike.message
+    assert " at 1 (" in spike.message and "; nearer to the loss " in spike.message and " at 2 (" in spike.message
+    assert bad.rule == "nonfinite" and "at 2 (" in bad.message  # no batch was seen, so that the norms alone tell
+
+
+def test_explanation_by_norms_alone() -> None:
+    """As on CUDA, where the batch of a bad step is gone when its numbers arrive."""
+    before = {"a.weight": 3.0, "a.bias": 4.0, "b.weight": 1.0, "c.weight": 2.0, "d.weight": 0.5}
+    bad = before | {"a.weight": math.nan, "b.weight": math.inf}
+    assert explain_by_norms(bad, before, 10.0) == (
+        "backward, the gradient of b is the first that is NaN or infinite: nan at b (1 before); nearer to the loss "
+        "0.5 at d (0.5 before), 2 at c (2 before)"
+    )
+    assert "from the last layer on, nan at d (0.5 before)" in explain_by_norms(
+        before | {"d.weight": math.nan}, before, 2
+    )
+    assert "is 10 times what it was: 51 at b (1 before)" in explain_by_norms(before | {"b.weight": 51.0}, before, 10.0)
+    assert explain_by_norms(before, before, 10.0) == explain_by_norms(before, {}, 10.0) == ""
+    assert "nan at b; nearer" in explain_by_norms(bad, {}, 10.0)
 
 
 def test_spike_rule_by_hand() -> None:
