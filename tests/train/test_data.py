@@ -28,6 +28,7 @@ from gradfast.train.data.folder import list_folder
 from gradfast.train.data.images import BadImage, read_image, to_square, to_tensor
 from gradfast.train.data.listing import Listing
 from gradfast.train.data.split import stratified_split
+from gradfast.train.machine.processes import World
 
 
 def listing_of(**strata: int) -> Listing:
@@ -315,6 +316,34 @@ def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
 @pytest.fixture
 def folder_data(photos: Path) -> Data:
     return build_data(TrainConfig(data=str(photos), img_size=16, augment="dihedral").resolve(), lambda text: None)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("spoilt", [(), (2,), (3,), (2, 3), (6,), (5, 6), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5)])
+def test_each_process_finds_the_partners_of_the_whole_batch(size: int, spoilt: tuple[int, ...]) -> None:
+    class Numbered(Listing):
+        def read(self, index: int) -> Image.Image | BadImage:
+            value = self.targets[index]
+            return BadImage(str(value), "spoilt") if value in spoilt else Image.new("RGB", (2, 2), (value,) * 3)
+
+    numbers = tuple(range(7))
+    listing = Numbered(tuple(Path(str(n)) for n in numbers), numbers, tuple(map(str, numbers)), ())
+    found: dict[int, list[tuple[int, int]]] = {}
+    named = []
+    for ranks in (1, size):
+        found[ranks] = []
+        for rank in range(ranks):
+            world = World()
+            world.rank, world.size = rank, ranks
+            loader = BatchLoader(ImageDataset(listing, 2, 0), EpochBatches(7, 7, 0, training=False), 0, False)
+            loader.split(world, guests=1)
+            (batch,) = loader.epoch(0)
+            assert (batch.images[:, 0, 0, 0] == batch.targets).all()
+            pairs = list(zip(batch.targets.tolist(), batch.targets.roll(1).tolist()))
+            found[ranks] += pairs[batch.guests :]
+            named += [bad.path for bad in batch.bad]
+    assert found[size] == found[1] and len(found[1]) == 7 - len(spoilt)
+    assert sorted(named) == sorted(2 * [str(number) for number in spoilt])  # each by one process only
 
 
 def test_workers_change_nothing(folder_data: Data) -> None:

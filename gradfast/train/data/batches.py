@@ -23,7 +23,8 @@ from gradfast.train.machine.processes import World
 RESTARTS = 3  # of workers, in an epoch
 DEAD_WORKER = "DataLoader worker"  # how torch's errors about one begin
 
-Key = tuple[int, int]  # (epoch, index into the data set)
+# (epoch, index into the data set); a guest's has further indices, to be taken in turn while an image cannot be read.
+Key = tuple[int, ...]
 
 
 class Batch(NamedTuple):
@@ -82,9 +83,12 @@ class ImageDataset(Dataset):
         return len(self.listing)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | BadImage:
-        epoch, index = key
-        image = self.load(index)
-        if isinstance(image, BadImage):
+        epoch, *indices = key
+        for index in indices:
+            image = self.load(index)
+            if not isinstance(image, BadImage):
+                break
+        else:
             return image
         if self.augmentation is not None:
             with drawing_from(self.seed, epoch, index):
@@ -134,7 +138,8 @@ class EpochBatches(Sampler[list[Key]]):
         """Take this process's part of each batch from now on.
 
         Args:
-            guests: 1 to put the image that precedes the part, going round in the whole batch, before it.
+            guests: 1 to put the image that precedes the part, going round in the whole batch, before it: the nearest
+                that can be read, as it would be in the whole batch.
         """
         self.world = world
         self.guests = guests if world.size > 1 else 0
@@ -154,10 +159,11 @@ class EpochBatches(Sampler[list[Key]]):
         for batch in range(self.start, len(self)):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             part = self.world.part(len(whole))
-            chosen = [whole[place] for place in part]
-            if self.guests and chosen:
-                chosen.insert(0, whole[part.start - 1])
-            yield [(self.epoch, index) for index in chosen]
+            keys: list[Key] = [(self.epoch, whole[place]) for place in part]
+            if self.guests and keys:
+                backwards = [*whole[part.start :], *whole[: part.start]][::-1]
+                keys.insert(0, (self.epoch, *backwards))
+            yield keys
 
 
 def collate(items: list[tuple[Tensor, int] | BadImage], size: int = 1, guests: int = 0) -> Batch:
@@ -165,9 +171,9 @@ def collate(items: list[tuple[Tensor, int] | BadImage], size: int = 1, guests: i
 
     Args:
         size: side of the images, in pixels, for a batch that has none.
-        guests: how many of the first items are guests in it.
+        guests: how many of the first items are guests in it; of a bad one, its own process tells.
     """
-    bad = [item for item in items if isinstance(item, BadImage)]
+    bad = [item for item in items[guests:] if isinstance(item, BadImage)]
     good = [item for item in items if not isinstance(item, BadImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, size, size, dtype=torch.uint8)
     targets = torch.tensor([target for _, target in good], dtype=torch.int64)
