@@ -162,7 +162,7 @@ class WandB(Sink):
     """
 
     def __init__(self, **options: Any) -> None:
-        self._wandb: Any = require("wandb", "monitor", "the Weights & Biases sink (pip install wandb)")
+        self._wandb: Any = require("wandb", "wandb", "the Weights & Biases sink")
         self._own = self._wandb.run is None and on_first_rank()
         if self._own:
             self._wandb.init(**options)

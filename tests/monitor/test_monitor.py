@@ -467,5 +467,5 @@ def test_missing_wandb_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
     from gradfast.errors import UserError
 
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
+    with pytest.raises(UserError, match=r"pip install 'gradfast\[wandb\]'"):
         WandB()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,14 @@ def test_what_is_missing_is_named_with_where_it_was_looked_for(
     refused(named("imagenet", tmp_path), r"there is no .*/imagenet/train and 1 more; .*image-net\.org")
     refused(named("imagenet", tmp_path, "--download"), r"--download: imagenet cannot be fetched\. .*image-net\.org")
     assert list(in_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["svhn", "flowers102"])
+def test_files_of_matlab_want_a_package_of_an_extra_of_its_own(
+    name: str, tmp_path: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[list[str], str], str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    refused(named(name, tmp_path), rf"--data {name}, of MATLAB files, needs the package 'scipy'.*'gradfast\[scipy\]'")
 
 
 def test_damage_is_told_from_absence(

@@ -141,7 +141,10 @@ def test_what_is_not_installed_or_not_known(
     photos: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[list[str], str], str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    refused(arguments(photos, "--log", "wandb"), r"--log wandb \(pip install wandb\) needs the package 'wandb'")
+    refused(
+        arguments(photos, "--log", "wandb"),
+        r"--log wandb needs the package 'wandb', .*: pip install 'gradfast\[wandb\]'",
+    )
     refused(
         arguments(photos, "--log", "csv,tb"), "expected csv, jsonl, tensorboard, wandb with commas between, got 'tb'"
     )

@@ -31,7 +31,7 @@ def list_named(name: str, root: Path, download: bool) -> tuple[Listing, Listing 
     """
     described = DATA_SETS[name]
     if described.package is not None:
-        require(described.package, "train", f"--data {name} (pip install {described.package})")
+        require(described.package, described.package, f"--data {name}, of MATLAB files,")
     if download:
         fetch(name, root)
     require_files(name, root)

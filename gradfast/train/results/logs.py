@@ -27,7 +27,7 @@ def require_loggers(config: TrainConfig) -> None:
     if "tensorboard" in kinds:
         require("tensorboard", "monitor", "--log tensorboard")
     if "wandb" in kinds:
-        require("wandb", "monitor", "--log wandb (pip install wandb)")
+        require("wandb", "wandb", "--log wandb")
 
 
 class RunLog:
@@ -104,7 +104,7 @@ def trim(path: Path, source: Path | None, steps: int, epochs: int) -> None:
 
 def open_wandb(folder: Path, config: TrainConfig) -> WandB:
     """A run of W&B whose name stays in the folder, so that a resumed one is the same; the project is W&B's to know."""
-    require("wandb", "monitor", "--log wandb (pip install wandb)")
+    require("wandb", "wandb", "--log wandb")
     path = folder / WANDB_ID
     if not path.is_file():
         with atomic_write(path) as file:
