@@ -95,7 +95,7 @@ $(done)/%.wanted: force | $(done)/venv
 # ---- checks ----------------------------------------------------------------------------------------------------
 
 python_files := gradfast tests $(wildcard benchmarks examples docs/site) build_backend setup.py
-cpp_files     = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+cpp_files     = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 lint: $(done)/dev
 	$(python) -m ruff check $(python_files)

@@ -26,7 +26,15 @@ from gradfast.bench.memory import peak_extra_bytes
 from gradfast.bench.noise import Noise
 from gradfast.bench.same_update import STEPS, Problem, WrongUpdate, check
 from gradfast.bench.settings import Settings
-from gradfast.bench.timing import Clock, copy_bandwidth, host_seconds, interleave, make_clock, middle
+from gradfast.bench.timing import (
+    Clock,
+    copy_bandwidth,
+    host_seconds,
+    interleave,
+    make_clock,
+    memory_bandwidth,
+    middle,
+)
 from gradfast.bench.traffic import floor_bytes
 from gradfast.bench.workloads import DTYPES, WORKLOADS, Workload
 from gradfast.extras import first_line
@@ -100,7 +108,9 @@ class Process:
             raise Unavailable(f"does not take {dtype}")
         theirs = peer.build(problem.parameters(), problem.optimizer, problem.max_norm)
         norm_error = check(problem, theirs, true_norms)
+        bandwidth = [memory_bandwidth(self.device)]
         pairs = interleave(self.clock, ours.step, theirs.step, self.settings.pairs, self.settings.seconds)
+        bandwidth.append(memory_bandwidth(self.device))  # it may have become another in between
         elements = sum(parameter.numel() for parameter in theirs.parameters)
         return {
             "tensors": len(theirs.parameters),
@@ -108,6 +118,7 @@ class Process:
             "clips": theirs.clips,
             "floor_bytes": floor_bytes(problem.optimizer, problem.dtype.itemsize, elements),
             "ratios": [pair.ratio for pair in pairs],
+            "memory_bytes_per_second": middle(bandwidth),
             "host_hidden": all(sample.host_hidden for pair in pairs for sample in pair),
             "norm_error": norm_error,
             "gradfast": self._figures(problem, ours, build_gradfast, [pair.ours.device for pair in pairs]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 COLUMNS = {
     "workload": "what is stepped",
@@ -15,7 +15,7 @@ COLUMNS = {
     "ratio": "time of gradfast over the peer's, below 1 gradfast is faster: median, and the middle half of all pairs",
     "processes": "least and greatest median of a process",
     "ms": "a step of gradfast, and of the peer",
-    "GB/s": "the bytes that a step must move over gradfast's time, and what part that is of the copy bandwidth",
+    "GB/s": "the bytes that a step must move over gradfast's time, and the bandwidth of the memory at that moment",
     "launches": "CUDA kernels a step, gradfast and the peer",
     "host µs": "of the whole Python step on as many tensors of one element, gradfast and the peer",
     "extra MB": "allocated by the step at its peak, gradfast and the peer",
@@ -65,7 +65,8 @@ def cells(result: dict[str, Any]) -> list[str]:
         f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
         f"{ratio['process_low']:.2f} to {ratio['process_high']:.2f}",
         f"{digits(ours['seconds'] * 1e3)} / {digits(other['seconds'] * 1e3)}",
-        f"{digits(result['floor_bytes_per_second'] / 1e9)} ({result['fraction_of_copy']:.0%})",
+        f"{digits(result['floor_bytes_per_second'] / 1e9)} ({result['fraction_of_memory']:.0%} of "
+        f"{digits(result['memory_bytes_per_second'] / 1e9)})",
         launches,
         f"{digits(ours['host_seconds'] * 1e6)} / {digits(other['host_seconds'] * 1e6)}",
         f"{digits(ours['peak_extra_bytes'] / 1e6)} / {digits(other['peak_extra_bytes'] / 1e6)}",

@@ -39,29 +39,31 @@ CASE = ("workload", "dtype", "optimizer", "peer")
 
 def summarise(processes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join what `measure` wrote in each process: the copy bandwidth, a result a comparison, and what was left out."""
-    bandwidth = middle([value for process in processes for value in process["copy_bytes_per_second"]])
+    copies = [value for process in processes for value in process["copy_bytes_per_second"]]
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for process in processes:
         for result in process["results"]:
             grouped.setdefault(tuple(result[key] for key in CASE), []).append(result)
     left_out = {tuple(case.items()): case for process in processes for case in process["left_out"]}
     return {
-        "copy_bytes_per_second": bandwidth,
-        "results": [_join(same, bandwidth) for same in grouped.values()],
+        "copy_bytes_per_second": middle(copies),
+        "results": [_join(same) for same in grouped.values()],
         "left_out": list(left_out.values()),
     }
 
 
-def _join(same: Sequence[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
+def _join(same: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = same[0]
     kept = {key: first[key] for key in (*CASE, "tensors", "elements", "clips", "floor_bytes")}
     joined = {who: _figures([result[who] for result in same]) for who in ("gradfast", "other")}
-    rate = first["floor_bytes"] / joined["gradfast"]["seconds"]
+    rates = [result["floor_bytes"] / result["gradfast"]["seconds"] for result in same]
+    memory = [result["memory_bytes_per_second"] for result in same]
     return {
         **kept,
         "ratio": summarise_ratios([result["ratios"] for result in same]),
-        "floor_bytes_per_second": rate,
-        "fraction_of_copy": rate / bandwidth,
+        "floor_bytes_per_second": middle(rates),
+        "memory_bytes_per_second": middle(memory),
+        "fraction_of_memory": middle([rate / possible for rate, possible in zip(rates, memory, strict=True)]),
         "norm_error": max(result["norm_error"] for result in same),
         "host_hidden": all(result["host_hidden"] for result in same),
         **joined,

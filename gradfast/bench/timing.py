@@ -150,11 +150,30 @@ def host_seconds(step: Step, times: int = 200, seconds: float = 1.0) -> list[flo
 
 def copy_bandwidth(device: torch.device, times: int = 7) -> float:
     """Bytes a second that `copy_` reads and writes, the best of several: what this memory is known to do."""
-    elements = 64 * LENGTH if device.type == "cpu" else 256 * LENGTH  # 268 MB, 1.07 GB: beyond any cache
-    source, target = (torch.ones(elements, device=device) for _ in range(2))
-    clock = make_clock(device, flush=False)
-    best = min(clock.sample(lambda: target.copy_(source)).device for _ in range(times))
-    return 2 * 4 * elements / best
+    source, target = _beyond_caches(device), _beyond_caches(device)
+    return _best_bandwidth(lambda: target.copy_(source), target, times)
+
+
+def memory_bandwidth(device: torch.device, times: int = 5) -> float:
+    """Bytes a second that the memory is known to read and write at this moment.
+
+    On CUDA that of a copy. On a CPU a copy first reads the lines that it is going to write; a product in place does
+    not, nor does a step: the better of the two.
+    """
+    if device.type == "cuda":
+        return copy_bandwidth(device, times)
+    tensor = _beyond_caches(device)
+    return max(copy_bandwidth(device, times), _best_bandwidth(lambda: tensor.mul_(1.0), tensor, times))
+
+
+def _beyond_caches(device: torch.device) -> torch.Tensor:
+    return torch.ones(64 * LENGTH if device.type == "cpu" else 256 * LENGTH, device=device)  # 268 MB, 1.07 GB
+
+
+def _best_bandwidth(function: Step, written: torch.Tensor, times: int) -> float:
+    """Of a function that reads as many bytes as it writes to `written`."""
+    clock = make_clock(written.device, flush=False)
+    return 2 * written.nbytes / min(clock.sample(function).device for _ in range(times))
 
 
 def cpu_cache_bytes() -> int:

@@ -18,7 +18,8 @@ FLAGS = ["--device", "cpu", "--workload", "small", "--pairs", "3", "--seconds", 
 
 FIGURES = {"seconds", "host_seconds", "launches", "peak_extra_bytes"}
 RESULT = {"workload", "dtype", "optimizer", "peer", "tensors", "elements", "clips", "floor_bytes", "ratio"}
-RESULT |= {"floor_bytes_per_second", "fraction_of_copy", "norm_error", "host_hidden", "gradfast", "other"}
+RESULT |= {"floor_bytes_per_second", "memory_bytes_per_second", "fraction_of_memory", "norm_error", "host_hidden"}
+RESULT |= {"gradfast", "other"}
 RATIO = {"median", "low", "high", "process_low", "process_high", "processes", "pairs"}
 
 
@@ -30,7 +31,7 @@ def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["bench", *flags, "--output", str(tmp_path / "new"), "--into", str(document)]) == 0
     report = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert set(report) == {"schema", "environment", "settings", "copy_bytes_per_second", "results", "left_out"}
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["copy_bytes_per_second"] > 1e8
     assert report["environment"]["device_name"]
     assert report["settings"]["pairs"] == 3
@@ -40,6 +41,7 @@ def test_from_flags_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert set(result["ratio"]) == RATIO
         assert set(result["gradfast"]) == set(result["other"]) == FIGURES
         assert result["ratio"]["processes"] == 2
+        assert result["memory_bytes_per_second"] > 1e8
         assert result["ratio"]["process_low"] <= result["ratio"]["median"] <= result["ratio"]["process_high"]
         assert result["floor_bytes"] == 64_000 * 24
         assert result["gradfast"]["peak_extra_bytes"] < 4_000  # nothing that grows with the 256,000 bytes of gradients

@@ -31,7 +31,7 @@ def ratio(result: Result) -> float:
 
 
 def bandwidth(result: Result) -> float:
-    return result["fraction_of_copy"]
+    return result["fraction_of_memory"]  # on CUDA that of a copy
 
 
 def host(result: Result) -> float:

@@ -141,7 +141,7 @@ folder = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 results = [
     {
         "workload": workload, "peer": peer, "optimizer": optimizer, "dtype": "fp32", "ratio": {"median": 0.5},
-        "fraction_of_copy": 0.8, "gradfast": {"host_seconds": 1e-5, "launches": 1},
+        "fraction_of_memory": 0.8, "gradfast": {"host_seconds": 1e-5, "launches": 1},
     }
     for workload in ("resnet50", "gpt2-124m") for peer in ("torch-fused", "torch-unclipped") for optimizer in ("SGD",)
 ]
