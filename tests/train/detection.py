@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 from PIL import Image
+from torch import nn
+from torchvision.models.detection import faster_rcnn, retinanet
+from torchvision.models.resnet import BasicBlock, ResNet
 
 SIDE = 64
 KINDS = ("disc", "square")
@@ -27,6 +32,37 @@ def draw_scene(generator: numpy.random.Generator, objects: int) -> tuple[numpy.n
         pixels[square if KINDS[kind] == "square" else disc] += 120
         found.append((kind, [left, top, side, side]))
     return pixels.clip(0, 255).astype(numpy.uint8), found
+
+
+class SlimResNet(ResNet):
+    """A ResNet of four narrow blocks."""
+
+    def _make_layer(self, block: Any, planes: int, *more: Any, **options: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 4, *more, **options)
+
+
+class SlimHead(nn.Sequential):
+    """In the place of Faster R-CNN's two wide layers, which are half of its weights."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs), nn.ReLU())
+
+
+def build_slim_resnet(
+    weights: None, progress: bool, norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d
+) -> SlimResNet:
+    return SlimResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+
+
+def slim_down(set_attribute: Callable[[Any, str, Any], object] = setattr) -> None:
+    """From now on torchvision builds detectors of a tenth of the weights: for tests of what does not depend on them.
+
+    Args:
+        set_attribute: such as `MonkeyPatch.setattr`, which takes it back.
+    """
+    set_attribute(faster_rcnn, "resnet50", build_slim_resnet)
+    set_attribute(faster_rcnn, "TwoMLPHead", SlimHead)
+    set_attribute(retinanet, "resnet50", build_slim_resnet)
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0, empty: int = 1) -> Path:

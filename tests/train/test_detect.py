@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from train.cases import read_rows, untimed
-from train.detection import detect_arguments, write_scenes
+from train.detection import detect_arguments, slim_down, write_scenes
 from train.test_resume import assert_same_run, stop_after
 from train.test_survival import die_at, in_a_child
 
@@ -46,15 +46,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def slim(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ResNet of four blocks in the place of the one of sixteen: where what it learns does not matter."""
-    from torchvision.models.detection import faster_rcnn, retinanet
-    from torchvision.models.resnet import BasicBlock, ResNet
-
-    def build(weights: None, progress: bool, norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d) -> nn.Module:
-        return ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
-
-    monkeypatch.setattr(faster_rcnn, "resnet50", build)
-    monkeypatch.setattr(retinanet, "resnet50", build)
+    slim_down(monkeypatch.setattr)
 
 
 def one_stage(command: list[str]) -> list[str]:
@@ -308,10 +300,11 @@ def test_stopped_killed_and_resumed_it_is_the_same_run(
     def command(output: str) -> list[str]:
         return detect_arguments(scenes, "--augment", "dihedral", "--output", output)
 
-    def undisturbed() -> None:
+    def undisturbed() -> int:
         calls = die_at(-1, "undisturbed")
-        main(command("undisturbed"))
+        code = main(command("undisturbed"))
         Path("count").write_text(str(len(calls)))
+        return code
 
     assert in_a_child(undisturbed) == 0
     with monkeypatch.context() as stopped:
@@ -321,11 +314,11 @@ def test_stopped_killed_and_resumed_it_is_the_same_run(
     assert main(["train", "--resume", "stopped", "--workers", "1", "--cache", "off"]) == 0
     assert_same_run(Path("stopped"), Path("undisturbed"))
 
-    def killed() -> None:
+    def killed() -> int:
         die_at(int(Path("count").read_text()) * 3 // 4, "killed")  # while the second epoch's files are written
-        main(command("killed"))
+        return main(command("killed"))
 
-    assert in_a_child(killed) == signal.SIGKILL
+    assert in_a_child(killed) == -signal.SIGKILL
     assert main(["train", "--resume", "auto", "--output", "killed"]) == 0
     assert_same_run(Path("killed"), Path("undisturbed"))
     assert {path.name for path in Path("killed").iterdir()} == {path.name for path in Path("undisturbed").iterdir()}

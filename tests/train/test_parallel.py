@@ -22,10 +22,8 @@ import torch
 import torchvision
 from torch import Tensor, distributed, nn
 from torchvision.models import get_model
-from torchvision.models.detection import retinanet
-from torchvision.models.resnet import BasicBlock, ResNet
 from train.cases import untimed, write_images
-from train.detection import write_scenes
+from train.detection import slim_down, write_scenes
 from train.processes import Ended, Ranks
 from train.test_files import fill_disk
 
@@ -212,14 +210,10 @@ def test_same_as_one_process(photos: Path, case: str) -> None:
         assert_same(one, Path(output))
 
 
-def build_slim_body(weights: None, progress: bool, norm_layer: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    return ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
-
-
 def take_a_slim_detector() -> None:
     torch.set_default_dtype(torch.float32)  # a detector's input is float32 whatever the default
     torchvision.models.get_model = get_model
-    retinanet.resnet50 = build_slim_body
+    slim_down()
 
 
 def test_a_detector_learns_and_is_measured_as_on_one_process(tmp_path: Path) -> None:
