@@ -31,7 +31,7 @@ std::int64_t elements_of(const Problem& problem) {
 
 bool same_structure(const Slot& a, const Slot& b) {
   return a.elements == b.elements && a.dtype == b.dtype && a.group == b.group && a.layout == b.layout &&
-         a.mixed == b.mixed && a.formats == b.formats;
+         a.mixed == b.mixed && a.formats == b.formats && a.row_length == b.row_length && a.weights == b.weights;
 }
 
 // The one value that `tensor` holds, where a device can read it.
@@ -45,8 +45,13 @@ const float* address(const at::Tensor& tensor) { return tensor.defined() ? tenso
 
 }  // namespace
 
-Engine::Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names)
-    : groups_(parameters, group_of), members_(std::move(parameters), std::move(group_of), std::move(names)) {}
+Engine::Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names,
+               std::vector<bool> by_units)
+    : groups_(parameters, group_of),
+      members_(std::move(parameters), std::move(group_of), std::move(names)),
+      by_units_(std::move(by_units)) {
+  by_units_.resize(members_.size());
+}
 
 bool Engine::read_groups(const py::list& param_groups, const py::function& rule_settings) {
   if (!groups_.match(param_groups)) return false;
@@ -140,7 +145,8 @@ void Engine::fill_slots(const StepSettings& settings) {
     if (!member.active) continue;
     Part& part = part_on(member.parameter().device());
     const Precision precision{member.has_master, settings.parameters_by_chance, settings.states_by_chance};
-    add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem, precision);
+    add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem, precision,
+             by_units_[i] ? kParameter : kNotByUnits);
     part.problem.slots.back().number = static_cast<std::uint32_t>(i);
     part.members.push_back(static_cast<int>(i));
   }
@@ -157,6 +163,11 @@ void Engine::apply(const StepSettings& settings) {
                               "gradfast: max_norm of a parameter group needs all parameters on one device");
   TORCH_CHECK_NOT_IMPLEMENTED(!settings.clips_updates || parts_.size() == 1,
                               "gradfast: update_clipping=True needs all parameters on one device");
+  const UnitClipping units{settings.unit_clipping, settings.unit_eps};
+  TORCH_CHECK_VALUE(!clips_units(units) || norm_.kind == NormKind::two, "gradfast: AGC needs norm_type=2, got ",
+                    settings.norm_type);
+  TORCH_CHECK_NOT_IMPLEMENTED(!clips_units(units) || !settings.clips_updates,
+                              "gradfast: update_clipping=True does not take AGC beside it");
   for (Part& part : parts_) {
     part.loss_scale = scalar_on(part.device, settings.loss_scale, "loss_scale");
     part.found_infinite = scalar_on(part.device, settings.found_infinite, "found_infinite");
@@ -164,6 +175,7 @@ void Engine::apply(const StepSettings& settings) {
     part.problem.norm = norm_;
     part.problem.clip.max_norm = settings.max_norm;
     part.problem.clip.nonfinite = settings.propagate ? NonFinite::propagate : NonFinite::skip;
+    part.problem.clip.units = units;
     part.problem.loss_scale = address(part.loss_scale);
     part.problem.rounding_seed = settings.rounding_seed;
     part.problem.clips_updates = settings.clips_updates;

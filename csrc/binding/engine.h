@@ -19,8 +19,10 @@ namespace gradfast {
 
 class Engine {
  public:
-  // `group_of[i]` and `names[i]` belong to `parameters[i]`.
-  Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names);
+  // `group_of[i]`, `names[i]` and `by_units[i]` belong to `parameters[i]`; the last says whether AGC clips its units,
+  // and may be empty where it clips none.
+  Engine(std::vector<at::Tensor> parameters, std::vector<int> group_of, std::vector<std::string> names,
+         std::vector<bool> by_units);
 
   // Takes the hyper-parameters of the groups; see ParamGroups. Returns false if the optimiser's groups hold other
   // parameters than this engine's: then a new one is needed.
@@ -85,6 +87,7 @@ class Engine {
 
   ParamGroups groups_;
   Members members_;
+  std::vector<bool> by_units_;
   std::vector<Part> parts_;
   Norm norm_;
 };

@@ -25,8 +25,9 @@ struct Member {  // one parameter
 
   at::Tensor whole;           // as the optimiser has it: a DTensor, or the same as parameter()
   Slot* slot = nullptr;       // where the engine put it; none: to be looked at in full at every step
-  std::int64_t elements = 0;  // of that slot
-  bool active = false;        // has a gradient in this step
+  std::int64_t elements = 0;  // of the slot
+  std::int64_t row_length = 0;
+  bool active = false;  // has a gradient in this step
   bool has_master = false;
   bool sharded = false;  // a DTensor: the arrays are the parts of it that this rank holds
   bool fresh = false;    // its states were made, and no step has seen them yet

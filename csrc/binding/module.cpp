@@ -23,8 +23,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("run", &gradfast::run_chain_over, py::arg("state"), py::arg("norms"))
       .def("parameter_coefficients", &gradfast::parameter_coefficients, py::arg("state"), py::arg("norms"));
 
-  module.def("clip_by_policies_", &gradfast::clip_by_policies_, py::arg("gradients"), py::arg("numbers"),
-             py::arg("chain"), py::arg("state"), py::arg("norm_type"));
+  module.def("clip_by_policies_", &gradfast::clip_by_policies_, py::arg("gradients"), py::arg("weights"),
+             py::arg("numbers"), py::arg("settings"));
 
   py::class_<Report>(module, "Report")
       .def(py::init(&gradfast::report_of), py::arg("bytes"))
@@ -49,12 +49,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def_readwrite("rounding_seed", &StepSettings::rounding_seed)
       .def_readwrite("group_limits", &StepSettings::group_limits)
       .def_readwrite("clips_updates", &StepSettings::clips_updates)
+      .def_readwrite("unit_clipping", &StepSettings::unit_clipping)
+      .def_readwrite("unit_eps", &StepSettings::unit_eps)
       .def_readwrite("policies", &StepSettings::policies)
       .def_readwrite("policy_state", &StepSettings::policy_state);
 
   py::class_<Engine>(module, "Engine")
-      .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>>(), py::arg("parameters"),
-           py::arg("group_of"), py::arg("names"))
+      .def(py::init<std::vector<at::Tensor>, std::vector<int>, std::vector<std::string>, std::vector<bool>>(),
+           py::arg("parameters"), py::arg("group_of"), py::arg("names"), py::arg("by_units") = std::vector<bool>{})
       .def("read_groups", &Engine::read_groups, py::arg("param_groups"), py::arg("rule_settings"))
       .def("step", &Engine::step, py::arg("state"), py::arg("settings"))
       .def("measure", &Engine::measure, py::arg("state"), py::arg("settings"))

@@ -3,10 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "binding/step_settings.h"
 #include "rules/chain.h"
 
 namespace gradfast {
@@ -31,11 +33,12 @@ std::vector<at::Tensor> run_chain_over(const PolicyChain& chain, const at::Tenso
 // host. `state`: from before the step. `norms`: of each parameter, as the clipping of the global norm left them.
 at::Tensor parameter_coefficients(const PolicyChain& chain, const at::Tensor& state, const at::Tensor& norms);
 
-// Clips `gradients`, all on one device, in place; zeroes them where the step is to be skipped. `numbers`: of each
-// gradient's parameter among all. Returns norm and coefficient (0-d double) and skipped (0-d bool); nothing waits.
+// Clips `gradients`, all on one device, in place; zeroes them where the step is to be skipped. `weights`: of each
+// gradient whose units AGC clips. `numbers`: of each gradient's parameter among all. Of `settings` norm, policies and
+// what acts before the norm count. Returns norm and coefficient (0-d double) and skipped (0-d bool); nothing waits.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> clip_by_policies_(const std::vector<at::Tensor>& gradients,
+                                                                 const std::vector<std::optional<at::Tensor>>& weights,
                                                                  const std::vector<int>& numbers,
-                                                                 const PolicyChain& chain, const at::Tensor& state,
-                                                                 double norm_type);
+                                                                 const StepSettings& settings);
 
 }  // namespace gradfast

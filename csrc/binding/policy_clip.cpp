@@ -22,15 +22,18 @@ at::Tensor skipped_flag(Backend& backend) {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> clip_by_policies_(const std::vector<at::Tensor>& gradients,
+                                                                 const std::vector<std::optional<at::Tensor>>& weights,
                                                                  const std::vector<int>& numbers,
-                                                                 const PolicyChain& chain, const at::Tensor& state,
-                                                                 double norm_type) {
+                                                                 const StepSettings& settings) {
   const pybind11::gil_scoped_release release;
-  TORCH_CHECK_VALUE(!gradients.empty() && gradients.size() == numbers.size(), "gradfast: no gradients to clip");
+  TORCH_CHECK_VALUE(!gradients.empty() && gradients.size() == numbers.size() && gradients.size() == weights.size(),
+                    "gradfast: no gradients to clip");
   const at::Device device = gradients[0].device();
   Problem problem;
-  problem.norm = norm_of(norm_type);
-  problem.clip.policies = with_state(chain, state);
+  problem.norm = norm_of(settings.norm_type);
+  problem.clip.units = {settings.unit_clipping, settings.unit_eps};
+  const at::Tensor state = settings.policy_state.value_or(at::Tensor());
+  problem.clip.policies = with_state(settings.policies, state);
   TORCH_CHECK_VALUE(state.device() == device, "gradfast: the policies' state must be on ", device.str());
   Group group;
   group.rule = rule_index("scale_gradient");
@@ -41,7 +44,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> clip_by_policies_(const std::vect
     TORCH_CHECK_VALUE(gradients[i].device() == device, "gradfast: apply_() clips gradients on one device, but ", name,
                       " is on ", gradients[i].device().str(), " and the first on ", device.str(),
                       "; a gradfast optimiser with clip= takes several");
-    add_slot({gradients[i], gradients[i]}, nullptr, 0, name, &problem);
+    // Clipping works in place: the gradient is the parameter of the rule, and the weights stand where states would.
+    std::vector<at::Tensor> arrays{gradients[i], gradients[i]};
+    if (weights[i].has_value()) {
+      check_tensor(*weights[i], "the weights", name, false);
+      check_match(gradients[i], *weights[i], "the weights", name);
+      arrays.push_back(*weights[i]);
+    }
+    add_slot(arrays, nullptr, 0, name, &problem, {}, weights[i].has_value() ? kFirstState : kNotByUnits);
     problem.slots.back().number = static_cast<std::uint32_t>(numbers[i]);
   }
   BackendLease backend(device);

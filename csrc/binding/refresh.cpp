@@ -74,6 +74,9 @@ bool Members::refresh(const pybind11::dict& state, const std::vector<GroupSettin
 bool Members::refresh_member(Member& member, const at::Tensor& gradient) {
   const at::Tensor& parameter = member.parameter();
   if (parameter.numel() != member.elements || !parameter.is_non_overlapping_and_dense()) return false;
+  if (member.row_length > 0 && (row_length_of(parameter) != member.row_length || !has_rows_in_order(parameter))) {
+    return false;
+  }
   if (member.has_master && member.version != version_of(parameter)) return false;
   if (!same_order(gradient, parameter) || !member.kinds[kGradient].describes(gradient)) return false;
   member.slot->arrays[kGradient] = member.kinds[kGradient].address(gradient);
@@ -105,6 +108,7 @@ void Members::set_slot(std::size_t index, Slot* slot) {
   }
   member.slot = plain ? slot : nullptr;
   member.elements = member.parameter().numel();
+  member.row_length = slot->row_length;
   member.step_kind = ArrayKind(member.step);
   for (std::size_t a = 0; a < member.arrays.size(); ++a) member.watches[a] = Watch();
   member.step_watch = Watch();

@@ -115,7 +115,7 @@ void check_match(const at::Tensor& parameter, const at::Tensor& other, const cha
 }
 
 void add_slot(at::TensorList arrays, float* step, int group, const std::string& name, Problem* problem,
-              const Precision& precision) {
+              const Precision& precision, int weights) {
   Slot slot;
   dtype_of(arrays[kGradient], &slot.dtype);
   slot.mixed = find_formats(arrays, precision, &slot.formats);
@@ -123,7 +123,13 @@ void add_slot(at::TensorList arrays, float* step, int group, const std::string& 
   slot.group = group;
   slot.step = step;
   for (std::size_t a = 0; a < arrays.size(); ++a) slot.arrays[a] = arrays[a].data_ptr();
-  if (!share_memory_order(arrays) && slot.elements > 1) {
+  bool in_memory_order = share_memory_order(arrays);
+  if (weights != kNotByUnits) {
+    slot.weights = weights;
+    slot.row_length = row_length_of(arrays.front());
+    in_memory_order &= has_rows_in_order(arrays.front());
+  }
+  if (!in_memory_order && slot.elements > 1) {
     slot.layout = static_cast<std::int32_t>(problem->layouts.size());
     problem->layouts.push_back(layout_of(arrays, name));
   }

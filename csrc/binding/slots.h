@@ -29,10 +29,23 @@ struct Precision {
   bool states_by_chance = false;     // 16-bit states are
 };
 
+// A unit of AGC: one index of the first dimension, in real numbers; of a vector or a scalar, all of it.
+inline std::int64_t row_length_of(const at::Tensor& tensor) {
+  const std::int64_t elements = tensor.numel() * (tensor.is_complex() ? 2 : 1);
+  return tensor.dim() > 1 && elements > 0 ? elements / tensor.size(0) : elements;
+}
+
+// True if units follow each other in the memory of a dense tensor, each without a gap.
+inline bool has_rows_in_order(const at::Tensor& tensor) {
+  return tensor.dim() <= 1 || tensor.size(0) == 1 || tensor.stride(0) * tensor.size(0) == tensor.numel();
+}
+
+inline constexpr int kNotByUnits = -1;
+
 // Appends the slot of one parameter. `arrays`: as in Slot, all of one shape. A Layout is appended to `problem` where
-// memory order would not pair the right elements.
+// memory order would not pair the right elements, or not find the units. `weights`: as in Slot, or kNotByUnits.
 void add_slot(at::TensorList arrays, float* step, int group, const std::string& name, Problem* problem,
-              const Precision& precision = {});
+              const Precision& precision = {}, int weights = kNotByUnits);
 
 // Tells autograd that `tensor` was written, as torch's own in-place operators do.
 inline void bump_version(const at::Tensor& tensor) {

@@ -27,6 +27,10 @@ struct StepSettings {
   bool states_by_chance = false;
   std::uint64_t rounding_seed = 0;
 
+  // What acts before the norm is measured: see UnitClipping.
+  double unit_clipping = INFINITY;
+  double unit_eps = 0;
+
   // Clip policies, and the tensor that holds their state. It lives on the device of the first parameters.
   PolicyChain policies;
   std::optional<at::Tensor> policy_state;

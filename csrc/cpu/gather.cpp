@@ -18,8 +18,8 @@ std::byte* address(const Slot& slot, const Layout& layout, int array, std::int64
   return static_cast<std::byte*>(slot.arrays[array]) + layout.offset(index, array) * size;
 }
 
-void gather(const Slot& slot, const Layout& layout, int array, std::int64_t first, std::int64_t count, Buffer* to) {
-  const int size = size_of(slot.dtype);
+void gather(const Slot& slot, const Layout& layout, int array, int size, std::int64_t first, std::int64_t count,
+            Buffer* to) {
   for (std::int64_t i = 0; i < count; ++i) {
     std::memcpy(to->bytes + i * size, address(slot, layout, array, first + i, size), size);
   }
@@ -43,12 +43,12 @@ void for_each_block(const Chunk& chunk, Function&& function) {
 
 }  // namespace
 
-double measure_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, MeasureFunction measure,
-                        const Norm& norm) {
+double measure_gathered(const Slot& slot, const Layout& layout, int array, int size, const Chunk& chunk,
+                        MeasureFunction measure, const Norm& norm) {
   Buffer buffer;
   double sum = 0;
   for_each_block(chunk, [&](std::int64_t first, std::int64_t count) {
-    gather(slot, layout, kGradient, first, count, &buffer);
+    gather(slot, layout, array, size, first, count, &buffer);
     sum = join(norm, sum, measure(buffer.bytes, count, norm.p));
   });
   return sum;
@@ -61,7 +61,7 @@ void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk,
   for_each_block(chunk, [&](std::int64_t first, std::int64_t count) {
     Span span{{}, count};
     for (int a = 0; a < functions.arrays; ++a) {
-      gather(slot, layout, a, first, count, &buffers[a]);
+      gather(slot, layout, a, size_of(slot.dtype), first, count, &buffers[a]);
       span.arrays[a] = buffers[a].bytes;
     }
     functions.update(constants, span);
@@ -78,7 +78,7 @@ double square_updates_gathered(const Slot& slot, const Layout& layout, const Chu
   for_each_block(chunk, [&](std::int64_t first, std::int64_t count) {
     Span span{{}, count};
     for (int a = kGradient; a < functions.arrays; ++a) {
-      gather(slot, layout, a, first, count, &buffers[a]);
+      gather(slot, layout, a, size_of(slot.dtype), first, count, &buffers[a]);
       span.arrays[a] = buffers[a].bytes;
     }
     sum += functions.square_updates(constants, span);

@@ -7,8 +7,9 @@
 
 namespace gradfast::cpu {
 
-double measure_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, MeasureFunction measure,
-                        const Norm& norm);
+// The sum of powers of one array, of elements of `size` bytes.
+double measure_gathered(const Slot& slot, const Layout& layout, int array, int size, const Chunk& chunk,
+                        MeasureFunction measure, const Norm& norm);
 
 void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, const UpdateFunctions& functions,
                      const void* constants);

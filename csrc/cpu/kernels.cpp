@@ -121,6 +121,12 @@ void prepare(const PackedHyperparameters& values, double step, double scale, voi
   new (constants) Constants(Rule::template prepare<Arithmetic<T>>(unpack<Rule>(values), step, scale));
 }
 
+template <class Rule, class T>
+void rescale(const void* constants, double factor, void* rescaled) {
+  using Constants = typename Rule::template Constants<Arithmetic<T>>;
+  new (rescaled) Constants(gradfast::rescaled(*static_cast<const Constants*>(constants), factor));
+}
+
 // Calls `function` with a value of the storage type that `dtype` names.
 template <class Function>
 auto with_dtype(DType dtype, Function&& function) {
@@ -143,7 +149,7 @@ UpdateFunctions functions_of(DType dtype) {
     if constexpr (std::is_same_v<T, Half>) {
       return UpdateFunctions{};  // stepped in blocks of fp32
     } else {
-      UpdateFunctions functions{&prepare<Rule, T>, best_of<UpdateLoop<Rule, T>>()};
+      UpdateFunctions functions{&prepare<Rule, T>, &rescale<Rule, T>, best_of<UpdateLoop<Rule, T>>()};
       if constexpr (ClipsUpdates<Rule>) functions.square_updates = best_of<SquaresLoop<Rule, T>>();
       functions.arrays = kFirstState + Rule::kStates;
       return functions;

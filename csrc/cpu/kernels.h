@@ -20,6 +20,8 @@ MeasureFunction measure_function(NormKind kind, DType dtype);
 struct UpdateFunctions {
   // Writes a rule's constants for one tensor to `constants`, kMaxConstantsBytes long.
   void (*prepare)(const PackedHyperparameters&, double step, double scale, void* constants) = nullptr;
+  // Writes them for gradients that are multiplied with `factor` on top.
+  void (*rescale)(const void* constants, double factor, void* rescaled) = nullptr;
   void (*update)(const void* constants, const Span&) = nullptr;
   // The sum that update clipping takes the mean of, before the update; null where the rule has none.
   double (*square_updates)(const void* constants, const Span&) = nullptr;

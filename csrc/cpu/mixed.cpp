@@ -9,12 +9,12 @@
 namespace gradfast::cpu {
 namespace {
 
-constexpr std::int64_t kBlock = 512;  // elements; a multiple of four, as random_block asks, and so is a chunk's offset
+constexpr std::int64_t kBlock = 512;  // elements; a multiple of four, as random words come
 
 struct Buffers {
   alignas(64) float values[kMaxArrays][kBlock];  // of arrays that do not lie in memory as dense floats
   alignas(64) std::byte stored[kBlock * sizeof(float)];
-  alignas(64) std::uint32_t random[2][kBlock];  // by pair
+  alignas(64) std::uint32_t random[2][kBlock + 4];  // by pair, from the first element of a quad on
 };
 
 // One block of one slot's elements.
@@ -38,7 +38,7 @@ class Block {
     if (static_cast<const void*>(values) == address(array, first_)) return;
     const RandomPlace place(array);
     void* to = layout_ == nullptr ? address(array, first_) : buffers_.stored;
-    narrow_block(format, values, to, count_, buffers_.random[place.pair], place.shift);
+    narrow_block(format, values, to, count_, buffers_.random[place.pair] + first_ % 4, place.shift);
     if (layout_ != nullptr) scatter(array);
   }
 
@@ -47,7 +47,8 @@ class Block {
     for (int a = 0; a < arrays; ++a) {
       if (a == kGradient || !is_by_chance(slot_.formats.array[a])) continue;
       const int pair = RandomPlace(a).pair;
-      if (!drawn[pair]) random_block(key, pair, first_, count_, buffers_.random[pair]);
+      const std::int64_t before = first_ % 4;
+      if (!drawn[pair]) random_block(key, pair, first_ - before, count_ + before, buffers_.random[pair]);
       drawn[pair] = true;
     }
   }

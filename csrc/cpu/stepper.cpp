@@ -25,10 +25,24 @@ constexpr std::int64_t kSerialElements = 32 * 1024;
 // and rounds by instructions that compilers do not find in a loop over single elements.
 bool goes_in_blocks(const Slot& slot) { return slot.mixed || slot.dtype == DType::float16; }
 
+// Of the elements of one array.
+DType dtype_of(const Slot& slot, int array) {
+  if (!slot.mixed) return slot.dtype;
+  switch (slot.formats.array[array]) {
+    case Format::float16:
+    case Format::float16_by_chance:
+      return DType::float16;
+    case Format::bfloat16:
+    case Format::bfloat16_by_chance:
+      return DType::bfloat16;
+    default:
+      return DType::float32;
+  }
+}
+
 ClipDecision decide(const Problem& problem, double sum) {
-  const double loss_scale = problem.loss_scale == nullptr ? 1.0 : *problem.loss_scale;
   const bool found_infinite = problem.found_infinite != nullptr && *problem.found_infinite != 0;
-  return gradfast::decide(problem.clip, gradfast::finish(problem.norm, sum), loss_scale, found_infinite);
+  return gradfast::decide(problem.clip, gradfast::finish(problem.norm, sum), loss_scale_of(problem), found_infinite);
 }
 
 // Small tensors lie anywhere: those of a task are fetched into the cache so many chunks ahead of their turn.
@@ -71,6 +85,7 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
         measure_task(problem, plan_.tasks[t]);
       }
       wait_for_all();
+      if (units_.any()) once([&] { units_.settle(problem, chunk_sums_); });
     }
     if (updates && differs_by_tensor(problem)) {
       once([&] {
@@ -109,12 +124,15 @@ void Stepper::prepare(const Problem& problem) {
     sizes.push_back(slot.elements);
     const int rule = problem.groups[slot.group].rule;
     const DType arithmetic = goes_in_blocks(slot) ? DType::float32 : slot.dtype;
-    work_.push_back({nullptr, rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic), size_of(slot.dtype)});
+    const DType weights = dtype_of(slot, slot.weights);
+    work_.push_back({nullptr, rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic), size_of(slot.dtype),
+                     measure_function(NormKind::two, weights), size_of(weights)});
   }
   plan_ = make_plan(sizes, kChunkElements, kTaskElements);
   chunk_sums_.assign(plan_.chunks.size(), 0.0);
   chunk_squares_.assign(plan_.chunks.size(), 0.0);
   tensor_sums_.assign(problem.slots.size(), 0.0);
+  units_.prepare(problem, plan_);
 }
 
 void Stepper::choose_norm(const Problem& problem) {
@@ -131,17 +149,31 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
       prefetch(problem.slots[next.tensor].arrays[kGradient], next, work_[next.tensor].bytes);
     }
     const Chunk& chunk = plan_.chunks[c];
-    const Slot& slot = problem.slots[chunk.tensor];
-    const Work& work = work_[chunk.tensor];
-    if (slot.layout < 0) {
-      const auto* gradients = static_cast<const std::byte*>(slot.arrays[kGradient]) + chunk.offset * work.bytes;
-      chunk_sums_[c] = work.measure(gradients, chunk.length, problem.norm.p);
+    if (!units_.clip(c)) {
+      chunk_sums_[c] = measure_chunk(problem, chunk, kGradient);
     } else {
-      chunk_sums_[c] = measure_gathered(slot, problem.layouts[slot.layout], chunk, work.measure, problem.norm);
+      chunk_sums_[c] = units_.measure(problem, chunk, c, [&](const Chunk& piece) {
+        const int weights = problem.slots[piece.tensor].weights;
+        return UnitSums{measure_chunk(problem, piece, kGradient), measure_chunk(problem, piece, weights)};
+      });
     }
-    if (problem.clips_updates && work.update.square_updates != nullptr)
+    if (problem.clips_updates && work_[chunk.tensor].update.square_updates != nullptr)
       chunk_squares_[c] = square_updates(problem, chunk);
   }
+}
+
+// The sum of powers of a chunk's gradients, or the sum of squares of its weights.
+double Stepper::measure_chunk(const Problem& problem, const Chunk& chunk, int array) const {
+  const Slot& slot = problem.slots[chunk.tensor];
+  const Work& work = work_[chunk.tensor];
+  const bool gradients = array == kGradient;
+  const MeasureFunction measure = gradients ? work.measure : work.measure_weights;
+  const int bytes = gradients ? work.bytes : work.weight_bytes;
+  if (slot.layout >= 0) {
+    return measure_gathered(slot, problem.layouts[slot.layout], array, bytes, chunk, measure, problem.norm);
+  }
+  return measure(static_cast<const std::byte*>(slot.arrays[array]) + chunk.offset * bytes, chunk.length,
+                 problem.norm.p);
 }
 
 // The rule's constants for one tensor.
@@ -165,7 +197,7 @@ Span Stepper::span_of(const Problem& problem, const Chunk& chunk) const {
 double Stepper::square_updates(const Problem& problem, const Chunk& chunk) const {
   alignas(16) std::byte constants[kMaxConstantsBytes];
   // Nothing that needs the norm clips beside it: the loss scale is all.
-  prepare_constants(problem, chunk.tensor, problem.loss_scale == nullptr ? 1.0 : 1.0 / *problem.loss_scale, constants);
+  prepare_constants(problem, chunk.tensor, 1.0 / loss_scale_of(problem), constants);
   const Slot& slot = problem.slots[chunk.tensor];
   const UpdateFunctions& functions = work_[chunk.tensor].update;
   const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
@@ -207,14 +239,28 @@ void Stepper::update_task(const Problem& problem, const Task& task, const ClipDe
       prepare_constants(problem, chunk.tensor, scale, constants);
       prepared = &slot;
     }
-    const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
-    if (goes_in_blocks(slot)) {
-      update_mixed(slot, layout, chunk, functions, constants, problem.rounding_seed);
-    } else if (layout == nullptr) {
-      functions.update(constants, span_of(problem, chunk));
-    } else {
-      update_gathered(slot, *layout, chunk, functions, constants);
+    if (!units_.clip(c)) {
+      update_chunk(problem, chunk, constants);
+      continue;
     }
+    units_.for_each_part(problem, chunk, c, [&](const Chunk& part, double factor) {
+      alignas(16) std::byte rescaled[kMaxConstantsBytes];
+      functions.rescale(constants, factor, rescaled);
+      update_chunk(problem, part, rescaled);
+    });
+  }
+}
+
+void Stepper::update_chunk(const Problem& problem, const Chunk& chunk, const void* constants) const {
+  const Slot& slot = problem.slots[chunk.tensor];
+  const UpdateFunctions& functions = work_[chunk.tensor].update;
+  const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
+  if (goes_in_blocks(slot)) {
+    update_mixed(slot, layout, chunk, functions, constants, problem.rounding_seed);
+  } else if (layout == nullptr) {
+    functions.update(constants, span_of(problem, chunk));
+  } else {
+    update_gathered(slot, *layout, chunk, functions, constants);
   }
 }
 

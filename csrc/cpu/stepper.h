@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/units.h"
 #include "plan/chunk.h"
 #include "plan/problem.h"
 
@@ -24,17 +25,21 @@ class Stepper {
   struct Work {
     MeasureFunction measure;
     UpdateFunctions update;
-    int bytes;  // of an element
+    int bytes;                        // of an element
+    MeasureFunction measure_weights;  // for AGC
+    int weight_bytes;
   };
 
   void prepare(const Problem& problem);
   void choose_norm(const Problem& problem);
   void measure_task(const Problem& problem, const Task& task);
+  double measure_chunk(const Problem& problem, const Chunk& chunk, int array) const;
   void prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const;
   Span span_of(const Problem& problem, const Chunk& chunk) const;
   double square_updates(const Problem& problem, const Chunk& chunk) const;
   void find_rates(const Problem& problem);
   void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
+  void update_chunk(const Problem& problem, const Chunk& chunk, const void* constants) const;
   void sum_tensors(const Norm& norm);
   void sum_groups(const Problem& problem);
   double scale_of_tensor(const Problem& problem, std::int32_t tensor, const ClipDecision& decision) const;
@@ -49,6 +54,7 @@ class Stepper {
   std::vector<double> tensor_sums_;
   std::vector<double> chunk_squares_, rates_;  // for update clipping: of chunks, of tensors
   std::vector<double> group_norms_;            // where a group has a limit of its own
+  Units units_;                                // for AGC
   Report report_;
 };
 

@@ -79,6 +79,11 @@ inline bool has_group_limits(const Problem& problem) {
   return false;
 }
 
+// What the gradients in memory carry; for a Problem whose addresses the host can read.
+inline double loss_scale_of(const Problem& problem) {
+  return problem.loss_scale == nullptr ? 1.0 : *problem.loss_scale;
+}
+
 // True where tensors of one group may need constants of their own.
 inline bool differs_by_tensor(const Problem& problem) {
   return clips_each_tensor(problem.clip.policies) || problem.clips_updates || has_group_limits(problem);

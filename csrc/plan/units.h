@@ -13,6 +13,7 @@
 // that cross chunks are settled between the phases, by joining at most `before + 1 + beyond` neighbours.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -41,20 +42,19 @@ struct UnitPlan {
   std::int64_t pieces = 0;
 };
 
-// Elements [first, last) of a tensor.
-struct PieceSpan {
-  std::int64_t first, last;
-};
-
-// Piece `k`, counted from 0, of the chunk of `length` elements at `offset`.
-GF_HOST_DEVICE PieceSpan piece_span(std::int64_t offset, std::int64_t length, std::int64_t row_length, std::int64_t k) {
-  const std::int64_t row = (offset / row_length + k) * row_length, end = offset + length;
-  return {row > offset ? row : offset, row + row_length < end ? row + row_length : end};
+// Piece `k`, counted from 0, of a chunk: a chunk again. `chunk` is any struct with these three members.
+template <class AnyChunk>
+GF_HOST_DEVICE AnyChunk piece_of(AnyChunk chunk, std::int64_t row_length, std::int32_t k) {
+  const std::int64_t row = (chunk.offset / row_length + k) * row_length, end = chunk.offset + chunk.length;
+  if (row > chunk.offset) chunk.offset = row;
+  chunk.length = static_cast<std::int32_t>((row + row_length < end ? row + row_length : end) - chunk.offset);
+  return chunk;
 }
 
 // `row_lengths`: as in Slot, of each tensor.
 inline UnitPlan plan_units(const std::vector<Chunk>& chunks, const std::vector<std::int64_t>& row_lengths) {
   UnitPlan plan;
+  if (std::all_of(row_lengths.begin(), row_lengths.end(), [](std::int64_t length) { return length == 0; })) return plan;
   plan.chunks.resize(chunks.size());
   for (std::size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];

@@ -17,7 +17,7 @@ struct ScaleGradient {
 
   template <class A>
   struct Constants {
-    A scale;
+    A gradient_scale;
   };
 
   template <class A>
@@ -27,7 +27,7 @@ struct ScaleGradient {
 
   template <class A>
   static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A*) {
-    p = k.scale * g;
+    p = k.gradient_scale * g;
   }
 };
 

@@ -17,6 +17,15 @@ using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, Lion, Sca
 template <class Rule>
 concept ClipsUpdates = requires(const typename Rule::template Constants<float>& k) { Rule::squared_update_factor(k); };
 
+// The constants of a rule for gradients that are multiplied with `factor` beside their scale.
+template <class Constants>
+GF_HOST_DEVICE Constants rescaled(Constants constants, double factor) {
+  if constexpr (requires { constants.gradient_scale; }) {
+    constants.gradient_scale = static_cast<decltype(constants.gradient_scale)>(constants.gradient_scale * factor);
+  }
+  return constants;
+}
+
 inline constexpr int kMaxStates = 3;
 inline constexpr int kMaxHyperparameters = 8;
 inline constexpr int kMaxConstantsBytes = 128;

@@ -52,7 +52,7 @@ class Source:
         self.power = float(getattr(optimizer, "norm_type", 2.0))
         clip = getattr(optimizer, "clip", None) if self.native else None
         self.by_parameter: Policy | None = clip if clip is not None and clip.clips_each_parameter else None
-        self.rewriting: Policy | None = clip if clip is not None and clip.rewrites_gradients else None
+        self.rewriting: Policy | None = clip if clip is not None and clip.clips_before_norm else None
         self.limited = self.native and any(group.get("max_norm") is not None for group in optimizer.param_groups)
         self.replicated = [group.get("replicated") for group in optimizer.param_groups for _ in group["params"]]
         self._reductions: dict[int, Reduction] = {}
@@ -124,7 +124,11 @@ class Source:
             gradient = torch.zeros(()) if parameter.grad is None else own_part(parameter.grad)
             s = 1.0 if scale is None else torch.as_tensor(scale, device=gradient.device)
             square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square() / s**2
-            count = square * 0 if parameter.grad is None else self.rewriting.count_clipped(name, parameter, gradient, s)
+            count = (
+                square * 0
+                if parameter.grad is None
+                else self.rewriting.count_clipped(name, own_part(parameter), gradient, s)
+            )
             squares.append(square.to(self.device))
             counts.append(count.to(self.device, torch.float64))
         return [torch.stack(squares), torch.stack(counts)]

@@ -247,7 +247,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         if self._policy_state is not None:
             self._policy_state.grow_to(len(parameters))
         self.precision.adopt(self.state)
-        self._engine = native.Engine(parameters, group_of, names)
+        by_units = [] if self._clip is None else self._clip.by_units(names, parameters)
+        self._engine = native.Engine(parameters, group_of, names, by_units)
         self._engine_parameters, self._engine_groups, self._engine_names = parameters, group_of, names
         return self._engine
 

@@ -41,6 +41,7 @@ class PolicyState:
         if self.values.device != device:
             self.values = self.values.to(device)
         settings.policies, settings.policy_state = self.chain, self.values
+        settings.unit_clipping, settings.unit_eps = self.policy.unit_clipping
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Split a state into what is remembered of the whole, and the values of single parameters, in their order."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradfast.clip.policies.base import Policy, PolicySettings, check_positive
+from gradfast.clip.reduction import is_dtensor
 
 
 class AGC(Policy):
@@ -21,8 +22,13 @@ class AGC(Policy):
     an output: a row of a matrix, a filter of a convolution; a vector or a scalar is one as a whole. `eps` lets units
     that begin at zero train. In a `Chain` it stands in front of all that need the norm, which is measured afterwards.
 
-    Unlike the policies of the norm this is a pass of its own, in a few launches a parameter: weights and gradients are
-    read, and gradients read and written once more, 16 bytes a parameter in fp32.
+    The step decides it on the device, in the pass that measures the norm: that reads the weights beside the gradients,
+    4 bytes a parameter more in fp32, and the factors act where the update reads the gradients. `p.grad` stays as it is;
+    `grad_norm` and `grad_norms()` are of what AGC leaves. Weights are those that the step updates: of a 16-bit
+    parameter with `master_weights` the fp32 master. A complex element counts as two numbers.
+
+    Of a DTensor the units must be whole on their ranks: matrices and filters sharded by their first dimension, as FSDP2
+    does, or replicated. A sharded vector, which is one unit, is to be left alone: `vectors=False` or `exclude`.
 
     Args:
         clipping: the largest ratio; 0.01 in the paper for batches of 1024 to 4096, larger for smaller batches.
@@ -32,7 +38,8 @@ class AGC(Policy):
         vectors: False leaves vectors and scalars alone: biases, and scales of normalisations.
     """
 
-    rewrites_gradients = True
+    clips_before_norm = True
+    rewrites_gradients = True  # on CUDA, until its kernels know the rule
 
     def __init__(
         self, clipping: float = 0.01, eps: float = 1e-3, exclude: Iterable[str] = (), vectors: bool = True
@@ -41,7 +48,7 @@ class AGC(Policy):
         check_positive("AGC", clipping=clipping, eps=eps)
         if isinstance(exclude, str):
             raise ValueError(f"exclude of AGC is a list of names, got the string {exclude!r}")
-        self.clipping, self.eps = float(clipping), float(eps)
+        self.clipping, self.eps = self.unit_clipping = float(clipping), float(eps)
         self.exclude, self.vectors = tuple(exclude), bool(vectors)
 
     def settings(self) -> dict[str, Any]:
@@ -50,20 +57,24 @@ class AGC(Policy):
     def program(self, parameters: int) -> list[PolicySettings]:
         return []
 
+    def by_units(self, names: Sequence[str], parameters: Sequence[Tensor]) -> list[bool]:
+        taken = [self._takes(name, parameter) for name, parameter in zip(names, parameters, strict=True)]
+        for name, parameter, takes in zip(names, parameters, taken):
+            if takes and is_dtensor(parameter):
+                check_units_whole(name, parameter)
+        return [takes and not parameter.is_cuda for parameter, takes in zip(parameters, taken)]
+
     def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
         for name, parameter in zip(names, parameters, strict=True):
             gradient = parameter.grad
-            if gradient is None or gradient.numel() == 0 or not self._takes(name, parameter):
+            if not parameter.is_cuda or gradient is None or gradient.numel() == 0 or not self._takes(name, parameter):
                 continue
-            if hasattr(parameter, "_local_tensor"):
-                raise NotImplementedError(
-                    f"gradfast: AGC needs whole units, but {name!r} is a DTensor; exclude it, or clip by AdaGC instead"
-                )
+            if is_dtensor(parameter):
+                raise NotImplementedError(f"gradfast: AGC on CUDA takes no DTensors yet, and {name!r} is one")
             weight_norm, gradient_norm = unit_norm(parameter.detach()), unit_norm(gradient)
             scale = 1.0 if loss_scale is None else loss_scale.to(gradient.device, gradient_norm.dtype)
             limit = self.clipping * scale * weight_norm.clamp(min=self.eps)
             factor = limit / torch.maximum(gradient_norm, 1e-6 * scale * torch.ones_like(gradient_norm))
-            # False for NaN, which stays: the whole step is then dealt with as `nonfinite=` says.
             gradient.mul_(torch.where(gradient_norm > limit, factor, torch.ones_like(factor)))
 
     def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
@@ -79,6 +90,24 @@ class AGC(Policy):
         if parameter.ndim <= 1 and not self.vectors:
             return False
         return not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+def check_units_whole(name: str, parameter: Any) -> None:
+    """Raise ValueError for a DTensor of which a rank holds parts of units."""
+    for dimension, placement in enumerate(parameter.placements):
+        if placement.is_replicate() or parameter.device_mesh.size(dimension) == 1:
+            continue
+        if parameter.ndim <= 1:
+            raise ValueError(
+                f"gradfast: AGC takes a vector as one unit, but {name!r} is sharded over dimension {dimension} of "
+                f"{parameter.device_mesh}: give AGC vectors=False, or leave it out by exclude=[{name!r}]"
+            )
+        if not placement.is_shard(0):
+            raise ValueError(
+                f"gradfast: AGC needs whole units, Shard(0) or Replicate, but {name!r} has the placement {placement} "
+                f"on dimension {dimension} of {parameter.device_mesh}: leave it out by exclude=[{name!r}], or clip by "
+                "AdaGC instead"
+            )
 
 
 def unit_norm(tensor: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class Policy:
 
     norm_type: float = 2.0
     clips_each_parameter: bool = False  # by a norm of its own, on top of what holds for all
+    clips_before_norm: bool = False  # single elements or units: see count_clipped
+    unit_clipping: tuple[float, float] = (math.inf, 0.0)  # ratio and eps of AGC
     rewrites_gradients: bool = False  # in a pass of its own, before the norm is measured: see rewrite_
 
     def __init__(self) -> None:
@@ -58,12 +60,20 @@ class Policy:
             loss_scale: the factor that the gradients carry, one element; None for 1.
         """
 
+    def by_units(self, names: Sequence[str], parameters: Sequence[Tensor]) -> list[bool]:
+        """Say of each parameter whether `unit_clipping` is for its units.
+
+        Raises:
+            ValueError: it is, and the parameter is a DTensor of which a rank holds parts of units.
+        """
+        return [False] * len(parameters)
+
     def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
-        """How many units of a gradient `rewrite_` will change, where `rewrites_gradients`: 0-d, nothing waits."""
+        """How many units of a gradient a policy that `clips_before_norm` will change: 0-d, nothing waits."""
         raise NotImplementedError
 
     def units(self, weight: Tensor) -> int:
-        """How many units a parameter has to a policy that `rewrites_gradients`."""
+        """How many units a parameter has to a policy that `clips_before_norm`."""
         raise NotImplementedError
 
     def decider(self, number: int) -> Policy:
@@ -89,12 +99,17 @@ class Policy:
             raise ValueError("gradfast: there is no gradient to clip: call backward() before apply_()")
         if self.rewrites_gradients:
             self.rewrite_(listed, names, None)
+        by_units = self.by_units(names, listed)
+        weights = [listed[number].detach() if by_units[number] else None for number in numbers]
         chain = native.PolicyChain(self.program(len(listed)))
         device = gradients[0].device  # type: ignore[union-attr]
         if self._memory is None or self._memory.numel() != chain.state_size:
             self._memory = torch.zeros(chain.state_size, dtype=torch.float64)
         self._memory = self._memory.to(device)
-        return ClipResult(*native.clip_by_policies_(gradients, numbers, chain, self._memory, self.norm_type))
+        settings = native.StepSettings()
+        settings.norm_type, settings.policies, settings.policy_state = self.norm_type, chain, self._memory
+        settings.unit_clipping, settings.unit_eps = self.unit_clipping
+        return ClipResult(*native.clip_by_policies_(gradients, weights, numbers, settings))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `apply_` remembers."""

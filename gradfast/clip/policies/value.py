@@ -23,6 +23,7 @@ class Value(Policy):
         limit: the largest magnitude of an element, of the unscaled gradient under mixed precision.
     """
 
+    clips_before_norm = True
     rewrites_gradients = True
 
     def __init__(self, limit: float) -> None:
