@@ -52,6 +52,20 @@ def test_sum_of_many_squares_keeps_its_digits() -> None:
     assert gradfast.get_total_norm(tensor).item() == pytest.approx(exact, rel=2.0**-23)
 
 
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 2047, 2048, 2049, 4099, 131_072 + 2049])
+def test_fp16_is_widened_in_blocks(length: int, bad: float | None) -> None:
+    """Across blocks, vectors and their tails, with subnormal numbers, and with what is no number in the last place."""
+    tensor = torch.randn(length).half()
+    tensor[::3] *= 2.0**-16
+    if bad is not None:
+        tensor[-1] = bad
+    for norm_type in (2.0, 1.0, float("inf")):
+        exact = torch.linalg.vector_norm(tensor.double(), norm_type).float()
+        found = gradfast.get_total_norm(tensor, norm_type)
+        torch.testing.assert_close(found, exact, rtol=2.0**-23, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("value", [1e20, 1e-25, 3e-39])
 def test_range_of_float32(value: float) -> None:
     tensor = torch.full((1000,), value)
