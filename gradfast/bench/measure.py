@@ -130,7 +130,8 @@ class Process:
         return {
             "seconds": middle(seconds),
             "host_seconds": self._host_seconds(problem, build),
-            "launches": len(launches_of(contender.step)) if cuda else None,
+            # None launched is none seen: the profiler may lack what it needs of the driver.
+            "launches": (len(launches_of(contender.step)) or None) if cuda else None,
             "peak_extra_bytes": peak_extra_bytes(self.device, contender.step),
         }
 

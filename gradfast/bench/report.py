@@ -56,7 +56,8 @@ def cells(result: dict[str, Any]) -> list[str]:
     """One line of the table, in the order of COLUMNS."""
     ratio, ours, other = result["ratio"], result["gradfast"], result["other"]
     peer = result["peer"] if result["clips"] else f"{result['peer']} (no clipping)"
-    launches = "" if ours["launches"] is None else f"{ours['launches']} / {other['launches']}"
+    seen = ["?" if figures["launches"] is None else str(figures["launches"]) for figures in (ours, other)]
+    launches = "" if seen == ["?", "?"] else " / ".join(seen)
     return [
         result["workload"],
         result["dtype"],
