@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.options import OptionKeywords, takes_options
-from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
+from gradfast.optim.rule_settings import RuleSettings, learning_rate, number, pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,16 +20,14 @@ class _Adam(ClippedOptimizer):
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
-        beta1, beta2 = group["betas"]
         values = [
             lr,
-            scalar(beta1),
-            scalar(beta2),
-            group["eps"],
-            group["weight_decay"],
+            *pair("betas", group["betas"]),
+            number("eps", group["eps"]),
+            number("weight_decay", group["weight_decay"]),
             group.get("l1", 0.0),
-            group["decoupled_weight_decay"],
-            group["maximize"],
+            bool(group["decoupled_weight_decay"]),
+            bool(group["maximize"]),
         ]
         if group["amsgrad"]:
             return RuleSettings("adam_amsgrad", values, ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], lr_on_device, True)

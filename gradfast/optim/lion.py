@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.options import OptionKeywords, takes_options
-from gradfast.optim.rule_settings import RuleSettings, learning_rate
+from gradfast.optim.rule_settings import RuleSettings, learning_rate, number, pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,7 +44,13 @@ class Lion(ClippedOptimizer):
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
-        values = [lr, *group["betas"], group["weight_decay"], group.get("l1", 0.0), group["maximize"]]
+        values = [
+            lr,
+            *pair("betas", group["betas"]),
+            number("weight_decay", group["weight_decay"]),
+            group.get("l1", 0.0),
+            bool(group["maximize"]),
+        ]
         return RuleSettings("lion", values, ["exp_avg"], lr_on_device)
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,25 @@ class RuleSettings(NamedTuple):
     counted: bool = False  # the state must hold a count of updates, "step"
 
 
-def scalar(value: float | Tensor) -> float:
-    """Return a hyper-parameter as a float; a tensor's value is fetched from its device."""
-    return value.item() if isinstance(value, Tensor) else float(value)
+def number(key: str, value: Any) -> float:
+    """Return a hyper-parameter as a float; a tensor's value is fetched from its device. TypeError where it is none."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    try:
+        if not isinstance(value, (str, bytes)):  # of which Python would read a number
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"gradfast: {key}={value!r} is not a number")
+
+
+def pair(key: str, values: Any) -> tuple[float, float]:
+    """Return two hyper-parameters of one key as floats. TypeError where they are not that."""
+    try:
+        first, second = values
+        return number(key, first), number(key, second)
+    except (TypeError, ValueError):
+        raise TypeError(f"gradfast: {key}={values!r} is not a pair of numbers") from None
 
 
 def learning_rate(group: dict[str, Any]) -> tuple[float, Tensor | None]:
@@ -28,4 +44,4 @@ def learning_rate(group: dict[str, Any]) -> tuple[float, Tensor | None]:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         return 0.0, lr.detach() if lr.dtype in (torch.float32, torch.float64) else lr.detach().float()
-    return scalar(lr), None
+    return number("lr", lr), None

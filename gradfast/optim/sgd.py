@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from gradfast.optim.base import ClippedOptimizer
 from gradfast.optim.distributed_checkpoint import called_by_helpers
 from gradfast.optim.options import OptionKeywords, takes_options
-from gradfast.optim.rule_settings import RuleSettings, learning_rate, scalar
+from gradfast.optim.rule_settings import RuleSettings, learning_rate, number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,15 +56,15 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
 
     def _rule_settings(self, group: dict[str, Any]) -> RuleSettings:
         lr, lr_on_device = learning_rate(group)
-        momentum = group["momentum"]
+        momentum = number("momentum", group["momentum"])
         values = [
             lr,
             momentum,
-            group["dampening"],
-            group["nesterov"],
-            scalar(group["weight_decay"]),
+            number("dampening", group["dampening"]),
+            bool(group["nesterov"]),
+            number("weight_decay", group["weight_decay"]),
             group.get("l1", 0.0),
-            group["maximize"],
+            bool(group["maximize"]),
         ]
         if momentum == 0:
             return RuleSettings("sgd", values, [], lr_on_device)
@@ -75,28 +76,34 @@ class SGD(ClippedOptimizer, torch.optim.SGD):
     # A momentum buffer that no step has filled yet, because all were skipped, is saved and copied as `None`: else the
     # first step after that would count as the second, and be damped. Asking waits for a GPU: only where it matters.
 
-    def _unfilled(self) -> list[int]:
-        """Return the positions of parameters whose momentum buffer was made but never filled, as the engine counts."""
-        damped = any(group["dampening"] for group in self.param_groups)
-        return self._engine.never_updated() if self._engine is not None and damped else []
+    def _unfilled(self) -> list[Tensor]:
+        """Return the parameters whose momentum buffer was made but never filled, as the engine counts."""
+        damped = any(number("dampening", group["dampening"]) for group in self.param_groups)
+        if self._engine is None or not damped:
+            return []
+        parameters = [self._engine_parameters[index] for index in self._engine.never_updated()]
+        # Its user may have taken a state away since, and asking for one that is not there would make it.
+        return [parameter for parameter in parameters if parameter in self.state]
 
     def _forget_engine(self) -> None:
-        for index in self._unfilled():
-            self.state[self._engine_parameters[index]].pop("momentum_buffer", None)
+        for parameter in self._unfilled():
+            self.state[parameter].pop("momentum_buffer", None)
         super()._forget_engine()
 
     def state_dict(self) -> dict[str, Any]:
         packed = super().state_dict()
-        for index in self._unfilled():
-            # What loads in place needs a tensor there to load into.
-            if index in packed["state"] and not called_by_helpers():
-                packed["state"][index] = {**packed["state"][index], "momentum_buffer": None}
+        unfilled = self._unfilled()
+        if unfilled and not called_by_helpers():  # what loads in place needs a tensor there to load into
+            identities = {id(parameter) for parameter in unfilled}
+            groups = (group["params"] for group in self.param_groups)
+            for index, parameter in enumerate(chain.from_iterable(groups)):
+                if id(parameter) in identities and index in packed["state"]:
+                    packed["state"][index] = {**packed["state"][index], "momentum_buffer": None}
         return packed
 
     def __getstate__(self) -> dict[str, Any]:
         copied = super().__getstate__()
         copied["state"] = copied["state"].copy()
-        for index in self._unfilled():
-            parameter = self._engine_parameters[index]
+        for parameter in self._unfilled():
             copied["state"][parameter] = {**copied["state"][parameter], "momentum_buffer": None}
         return copied

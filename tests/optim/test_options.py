@@ -187,6 +187,46 @@ def test_bad_hyperparameters_raise_what_torch_raises(name: str, options: dict) -
         assert ours == theirs
 
 
+NUMBERS = {"SGD": ["lr", "momentum", "dampening", "weight_decay"], "Adam": ["lr", "eps", "weight_decay"]}
+NO_NUMBERS = ["0.1", None, [], {}, 1j, torch.ones(2)]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in NUMBERS.items() for key in keys])
+def test_what_is_no_number_is_refused_by_its_name(name: str, key: str, value: object) -> None:
+    """Written into a group, where no constructor looks; SGD's does not look at dampening either."""
+    parameter = torch.ones(2)
+    parameter.grad = torch.ones(2)
+    optimizer = getattr(gradfast, name)([parameter], lr=0.1)
+    optimizer.param_groups[0][key] = value
+    with pytest.raises(TypeError, match=f"{key}=.* is not a number"):
+        optimizer.step()
+    assert parameter.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [0.9, (0.9,), (0.9, "0.99"), (0.9, 0.99, 0.999), None])
+def test_what_are_no_betas_is_refused_by_their_name(value: object) -> None:
+    parameter = torch.ones(2)
+    parameter.grad = torch.ones(2)
+    optimizer = gradfast.AdamW([parameter])
+    optimizer.param_groups[0]["betas"] = value
+    with pytest.raises(TypeError, match=r"betas=.* is not a pair of numbers"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("value", [None, 0, "", [], 1, 0.5, "yes"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("SGD", "maximize"), ("SGD", "nesterov"), ("AdamW", "maximize"), ("Adam", "decoupled_weight_decay")],
+)
+def test_flags_are_what_python_takes_for_true(name: str, key: str, value: object) -> None:
+    twins = Twins(name, weight_decay=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    for optimizer in twins.optimizers:
+        optimizer.param_groups[0][key] = value
+    twins.step(3)
+    twins.check()
+
+
 BAD_PARAMETERS = [
     [],
     torch.ones(2),

@@ -113,3 +113,18 @@ def test_small_beta1_keeps_the_gradients_digits() -> None:
         parameter.grad = torch.tensor([value])
         optimizer.step()
     assert optimizer.state[parameter]["exp_avg"].item() == 1.0
+
+
+@pytest.mark.parametrize("keep", [lambda o: o.state_dict(), copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_parameter_taken_out_before_its_first_update_leaves_no_state_behind(keep: object) -> None:
+    """torch finds no number in the groups for a state of a parameter that is in none, and saves nothing at all."""
+    kept, gone = torch.ones(2), torch.ones(2)
+    optimizer = gradfast.SGD([{"params": [kept]}, {"params": [gone]}], momentum=0.9, dampening=0.1)
+    for change in (lambda: None, lambda: optimizer.state.pop(optimizer.param_groups.pop()["params"][0])):
+        change()
+        kept.grad, gone.grad = torch.full((2,), float("nan")), torch.ones(2)
+        optimizer.step()
+        keep(optimizer)
+    optimizer.state.clear()
+    keep(optimizer)
+    assert gone not in optimizer.state

@@ -166,3 +166,17 @@ def test_nan_gradient_spreads_into_every_weight(kind: dict) -> None:
         found[module] = list(itertools.chain(*(p.tolist() for p in parameters)))
     assert found[gradfast] == [1.0] * 5
     assert all(value != value for value in found[torch.optim])
+
+
+def test_foreach_sgd_with_nesterov_rewrites_the_gradient() -> None:
+    """torch adds the momentum into `p.grad` itself, which the next backward pass, or a logger, takes for a gradient."""
+    left = {}
+    for module in (torch.optim, gradfast):
+        parameter = torch.ones(3)
+        parameter.grad = torch.ones(3)
+        module.SGD([parameter], lr=0.1, momentum=0.9, nesterov=True, foreach=True).step()
+        left[module] = parameter.grad.tolist()
+    assert left[gradfast] == [1.0] * 3
+    if left[torch.optim] == [1.0] * 3:
+        fixed_upstream("gradients after foreach SGD with nesterov")
+    assert left[torch.optim] == pytest.approx([1.9] * 3)
