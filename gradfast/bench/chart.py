@@ -42,9 +42,11 @@ def draw_chart(report: dict[str, Any], path: Path) -> None:
         axes.bar(at, median, width, yerr=spread, label=peer, color=COLOURS[position % len(COLOURS)], capsize=2)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(groups)), ["\n".join(group) for group in groups])
+    axes.set_xlim(-0.5, max(len(groups), 1) - 0.5)  # also where the last bar of a group is left out
     axes.set_ylabel("time of gradfast over the peer's")
     axes.set_title(report["environment"]["device_name"])
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(loc="best", fontsize="small")
+    if peers:
+        figure.legend(loc="outside lower center", ncols=len(peers), fontsize="small")  # over no bar
     with atomic_write(path) as file:
         FigureCanvasAgg(figure).print_png(file)
