@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows ``gradfast`` on the command line; None reads ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a ``UserError``, 130 after an interruption that the sub-command did not handle, 141
-        where nobody reads standard output any more, as behind ``| head``.
+        The exit code: 0; 2 for a ``UserError``, or a file that may not be used; 130 after an interruption that the
+        sub-command did not handle; 141 where nobody reads standard output any more, as behind ``| head``.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gradfast: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except PermissionError as error:
+        print(f"gradfast: error: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes as it ends
         return EXIT_NOT_READ

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import resource
 import subprocess
 import sys
@@ -87,6 +89,31 @@ def test_file_instead_of_folder(own_photos: Path, refused: Refused) -> None:
 def test_empty_folder(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "empty").mkdir()
     refused(arguments(tmp_path / "empty"), r"empty is empty; expected one folder of images per class")
+
+
+def test_folder_that_may_not_be_read(own_photos: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    deep = own_photos / "dots" / "more"
+    deep.mkdir()
+    (own_photos / "dots" / "000.png").rename(deep / "000.png")
+    look = os.scandir
+
+    def locked(path: Any) -> Any:
+        if os.fspath(path) == os.fspath(deep):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    refused(arguments(own_photos), r"cannot read the folder .*dots/more: Permission denied")
+    refused(["data", "check", str(own_photos)], r"cannot read the folder .*dots/more: Permission denied")
+
+
+def test_whatever_may_not_be_read(own_photos: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    def locked(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    with monkeypatch.context() as locking:
+        locking.setattr(Path, "iterdir", locked)
+        refused(arguments(own_photos, "--output", own_photos), r"cannot use .*photos: Permission denied")
 
 
 def test_class_without_an_image(own_photos: Path, refused: Refused) -> None:

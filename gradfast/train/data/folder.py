@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from gradfast.errors import UserError
 from gradfast.train.data.images import BadImage
@@ -75,12 +76,21 @@ def sub_folders(root: Path) -> list[Path]:
     try:
         return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
-        raise UserError(f"cannot read the folder {root}: {error.strerror}") from None
+        refuse_folder(error)
 
 
 def files_below(folder: Path) -> list[Path]:
+    """The files at any depth that are not hidden, in a fixed order.
+
+    Raises:
+        UserError: a folder cannot be read: what is in it would be missed without a word.
+    """
     found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse_folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
     return found
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from None
