@@ -143,6 +143,7 @@ void Engine::fill_slots(const StepSettings& settings) {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const Member& member = members_[i];
     if (!member.active) continue;
+    if (settings.element_limit != INFINITY) check_ordered(member.parameter(), member.name);
     Part& part = part_on(member.parameter().device());
     const Precision precision{member.has_master, settings.parameters_by_chance, settings.states_by_chance};
     add_slot(member.arrays, member.step.data_ptr<float>(), member.group, member.name, &part.problem, precision,
@@ -173,6 +174,7 @@ void Engine::apply(const StepSettings& settings) {
     part.found_infinite = scalar_on(part.device, settings.found_infinite, "found_infinite");
     part.problem.groups = groups_.groups();
     part.problem.norm = norm_;
+    part.problem.clip.element_limit = settings.element_limit;
     part.problem.clip.max_norm = settings.max_norm;
     part.problem.clip.nonfinite = settings.propagate ? NonFinite::propagate : NonFinite::skip;
     part.problem.clip.units = units;

@@ -39,6 +39,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   py::class_<StepSettings>(module, "StepSettings")
       .def(py::init<>())
+      .def_readwrite("element_limit", &StepSettings::element_limit)
       .def_readwrite("max_norm", &StepSettings::max_norm)
       .def_readwrite("norm_type", &StepSettings::norm_type)
       .def_readwrite("propagate", &StepSettings::propagate)

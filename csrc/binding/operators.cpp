@@ -26,14 +26,13 @@ struct Part {
   BackendLease backend;
 };
 
-std::vector<Part> split_by_device(at::TensorList tensors, const Norm& norm, const char* rule, double value,
-                                  bool written) {
+std::vector<Part> split_by_device(at::TensorList tensors, const Norm& norm, const char* rule = nullptr) {
   std::vector<Part> parts;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& tensor = tensors[i];
-    check_tensor(tensor, "tensor", index_name(i), written);
+    check_tensor(tensor, "tensor", index_name(i), rule != nullptr);
     TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_complex() || norm.kind == NormKind::two,
-                                "gradfast: a complex tensor needs norm_type=2 and no clamping: ", index_name(i));
+                                "gradfast: a complex tensor needs norm_type=2: ", index_name(i));
     auto part = std::find_if(parts.begin(), parts.end(), [&](const Part& p) { return p.device == tensor.device(); });
     if (part == parts.end()) part = parts.emplace(parts.end(), tensor.device());
     // A lazy conjugate or negative needs no resolving: magnitudes and real factors are the same on what it views.
@@ -44,7 +43,6 @@ std::vector<Part> split_by_device(at::TensorList tensors, const Norm& norm, cons
   for (Part& part : parts) {
     Group group;
     group.rule = rule == nullptr ? -1 : rule_index(rule);
-    group.values.value[0] = value;
     part.problem.groups.push_back(group);
     part.problem.norm = norm;
     part.problem.clip.nonfinite = NonFinite::propagate;
@@ -88,7 +86,7 @@ at::Tensor finish(const at::Tensor& sum, const Norm& norm) {
 
 at::Tensor norm_in_double(at::TensorList tensors, double norm_type) {
   const Norm norm = norm_of(norm_type);
-  auto parts = split_by_device(tensors, norm, nullptr, 0, false);
+  auto parts = split_by_device(tensors, norm);
   return finish(total_sum(parts, norm), norm);
 }
 
@@ -100,7 +98,7 @@ at::Tensor total_norm(at::TensorList tensors, double norm_type) {
 // One value a tensor, on the first one's device.
 at::Tensor power_sums(at::TensorList tensors, double norm_type) {
   const Norm norm = norm_of(norm_type);
-  auto parts = split_by_device(tensors, norm, nullptr, 0, false);
+  auto parts = split_by_device(tensors, norm);
   const auto options = at::TensorOptions().dtype(at::kDouble);
   at::Tensor sums = at::zeros({static_cast<std::int64_t>(tensors.size())},
                               options.device(parts.empty() ? at::Device(at::kCPU) : parts[0].device));
@@ -115,7 +113,7 @@ at::Tensor power_sums(at::TensorList tensors, double norm_type) {
 
 void clip_grads_with_norm_(at::TensorList gradients, double max_norm, const at::Tensor& norm) {
   // The finished norm goes in as the "largest magnitude" of the infinity norm, which finishing leaves as it is.
-  auto parts = split_by_device(gradients, norm_of(2.0), "scale_gradient", 0, true);
+  auto parts = split_by_device(gradients, norm_of(2.0), "clip_gradient");
   for (Part& part : parts) {
     const at::Tensor total = norm.detach().to(part.device, at::kDouble).reshape({});
     // On the host the factor is known: a factor of one needs no pass at all.
@@ -136,12 +134,10 @@ at::Tensor clip_grad_norm_(at::TensorList gradients, double max_norm, double nor
 }
 
 void clip_grad_value_(at::TensorList gradients, double clip_value) {
-  for (std::size_t i = 0; i < gradients.size(); ++i) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!gradients[i].is_complex(),
-                                "gradfast: complex values have no order to clip by: ", index_name(i));
-  }
-  auto parts = split_by_device(gradients, norm_of(2.0), "clamp_gradient", clip_value, true);
+  for (std::size_t i = 0; i < gradients.size(); ++i) check_ordered(gradients[i], index_name(i));
+  auto parts = split_by_device(gradients, norm_of(2.0), "clip_gradient");
   for (Part& part : parts) {
+    part.problem.clip.element_limit = clip_value;
     const at::Tensor unused = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(part.device));
     part.backend->run(part.problem, true, Phase::update, unused);
     for (const at::Tensor& tensor : part.tensors) bump_version(tensor);

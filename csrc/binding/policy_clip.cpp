@@ -31,16 +31,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> clip_by_policies_(const std::vect
   const at::Device device = gradients[0].device();
   Problem problem;
   problem.norm = norm_of(settings.norm_type);
+  problem.clip.element_limit = settings.element_limit;
   problem.clip.units = {settings.unit_clipping, settings.unit_eps};
   const at::Tensor state = settings.policy_state.value_or(at::Tensor());
   problem.clip.policies = with_state(settings.policies, state);
   TORCH_CHECK_VALUE(state.device() == device, "gradfast: the policies' state must be on ", device.str());
   Group group;
-  group.rule = rule_index("scale_gradient");
+  group.rule = rule_index("clip_gradient");
   problem.groups.push_back(group);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const std::string name = "parameters[" + std::to_string(numbers[i]) + "].grad";
     check_tensor(gradients[i], "the tensor", name, true);
+    if (settings.element_limit != INFINITY) check_ordered(gradients[i], name);
     TORCH_CHECK_VALUE(gradients[i].device() == device, "gradfast: apply_() clips gradients on one device, but ", name,
                       " is on ", gradients[i].device().str(), " and the first on ", device.str(),
                       "; a gradfast optimiser with clip= takes several");

@@ -82,6 +82,10 @@ Layout layout_of(at::TensorList arrays, const std::string& name) {
 
 }  // namespace
 
+void check_ordered(const at::Tensor& tensor, const std::string& name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_complex(), "gradfast: complex values have no order to clip by: '", name, "'");
+}
+
 bool is_narrow(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
 
 bool go_together(at::ScalarType a, at::ScalarType b) {

@@ -14,6 +14,9 @@ namespace gradfast {
 // elements that share memory when `written`. `what` and `name` begin the message: "the gradient of 'fc.weight'".
 void check_tensor(const at::Tensor& tensor, const char* what, const std::string& name, bool written);
 
+// Refuses complex tensors, for clipping by value.
+void check_ordered(const at::Tensor& tensor, const std::string& name);
+
 bool is_narrow(at::ScalarType dtype);  // fp16 or bf16
 
 // True for dtypes that one tensor's arrays may have beside each other: those that are computed in fp32, or the same.

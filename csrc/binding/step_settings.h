@@ -13,7 +13,8 @@
 namespace gradfast {
 
 struct StepSettings {
-  double max_norm = INFINITY;  // infinity: measure but never clip
+  double element_limit = INFINITY;  // as in ClipSettings
+  double max_norm = INFINITY;       // infinity: measure but never clip
   double norm_type = 2.0;
   bool propagate = false;  // go on when the norm is NaN or infinite
 

@@ -44,12 +44,12 @@ void for_each_block(const Chunk& chunk, Function&& function) {
 }  // namespace
 
 double measure_gathered(const Slot& slot, const Layout& layout, int array, int size, const Chunk& chunk,
-                        MeasureFunction measure, const Norm& norm) {
+                        MeasureFunction measure, const Norm& norm, double limit) {
   Buffer buffer;
   double sum = 0;
   for_each_block(chunk, [&](std::int64_t first, std::int64_t count) {
     gather(slot, layout, array, size, first, count, &buffer);
-    sum = join(norm, sum, measure(buffer.bytes, count, norm.p));
+    sum = join(norm, sum, measure(buffer.bytes, count, norm.p, limit));
   });
   return sum;
 }

@@ -7,9 +7,9 @@
 
 namespace gradfast::cpu {
 
-// The sum of powers of one array, of elements of `size` bytes.
+// The sum of powers of one array, of elements of `size` bytes, each clamped to `limit`.
 double measure_gathered(const Slot& slot, const Layout& layout, int array, int size, const Chunk& chunk,
-                        MeasureFunction measure, const Norm& norm);
+                        MeasureFunction measure, const Norm& norm, double limit);
 
 void update_gathered(const Slot& slot, const Layout& layout, const Chunk& chunk, const UpdateFunctions& functions,
                      const void* constants);

@@ -10,11 +10,21 @@
 namespace gradfast::cpu {
 namespace {
 
+template <class Rule, class T>
+using ConstantsOf = typename Rule::template Constants<Arithmetic<T>>;
+
+// A gradient as it is read. The loops are compiled for both: in the cache clamping takes up to half as long again.
+template <bool kClamps, class T>
+GF_HOST_DEVICE Arithmetic<T> read(T gradient, Arithmetic<T> limit) {
+  if constexpr (kClamps) return clamp<Arithmetic<T>>(widen(gradient), limit);
+  return widen(gradient);
+}
+
 // Phase one reads each gradient once: 4 bytes an fp32 parameter. A core that reads in one place waits for memory;
 // reading in four places at a time keeps more requests under way (1.1 to 1.3 times faster on an EPYC). The running sums
 // of each are whole vectors, joined in a fixed order at the end.
-template <class NormRule, class T>
-GF_HOST_DEVICE double measure_loop(const T* __restrict gradients, std::int64_t length, double p) {
+template <class NormRule, bool kClamps, class T>
+GF_HOST_DEVICE double measure_loop(const T* __restrict gradients, std::int64_t length, double p, Arithmetic<T> limit) {
   constexpr int kStreams = 4, kLanes = sizeof(T) == 2 ? 16 : 8, kSums = kStreams * kLanes;
   const std::int64_t part = length / kSums * kLanes;  // of each stream
   double total = 0;
@@ -22,9 +32,16 @@ GF_HOST_DEVICE double measure_loop(const T* __restrict gradients, std::int64_t l
     double sums[kSums] = {};
     for (std::int64_t i = 0; i < part; i += kLanes) {
       for (int stream = 0; stream < kStreams; ++stream) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          double& sum = sums[stream * kLanes + lane];
-          sum = NormRule::add(sum, widen(gradients[stream * part + i + lane]), p);
+        if constexpr (!kClamps && std::is_same_v<T, float>) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            double& sum = sums[stream * kLanes + lane];
+            sum = NormRule::add(sum, widen(gradients[stream * part + i + lane]), p);
+          }
+        } else {  // in two loops GCC makes vector code of the others: fp64 is five times as fast in the cache
+          Arithmetic<T> g[kLanes];
+          for (int lane = 0; lane < kLanes; ++lane) g[lane] = read<kClamps>(gradients[stream * part + i + lane], limit);
+          double* sum = sums + stream * kLanes;
+          for (int lane = 0; lane < kLanes; ++lane) sum[lane] = NormRule::add(sum[lane], g[lane], p);
         }
       }
     }
@@ -33,16 +50,18 @@ GF_HOST_DEVICE double measure_loop(const T* __restrict gradients, std::int64_t l
     }
     total = sums[0];
   }
-  for (std::int64_t i = kStreams * part; i < length; ++i) total = NormRule::add(total, widen(gradients[i]), p);
+  for (std::int64_t i = kStreams * part; i < length; ++i) {
+    total = NormRule::add(total, read<kClamps>(gradients[i], limit), p);
+  }
   return total;
 }
 
 // Phase two reads p, g and the states and writes p and the states, each once: 20 bytes an fp32 parameter for SGD with
 // momentum, 28 for Adam. With phase one that is 24 and 32: the floor when gradients don't stay in the cache.
-template <class Rule, class T>
-GF_HOST_DEVICE void update_loop(const void* constants, const Span& span) {
+template <class Rule, bool kClamps, class T>
+GF_HOST_DEVICE void update_loop(const ConstantsOf<Rule, T>& constants, const Span& span) {
   using A = Arithmetic<T>;
-  const auto k = *static_cast<const typename Rule::template Constants<A>*>(constants);
+  const auto k = constants;
   T* p = static_cast<T*>(span.arrays[kParameter]);
   const T* g = static_cast<const T*>(span.arrays[kGradient]);
   T* s0 = static_cast<T*>(span.arrays[kFirstState]);
@@ -56,7 +75,7 @@ GF_HOST_DEVICE void update_loop(const void* constants, const Span& span) {
     if constexpr (Rule::kStates > 0) state[0] = widen(s0[i]);
     if constexpr (Rule::kStates > 1) state[1] = widen(s1[i]);
     if constexpr (Rule::kStates > 2) state[2] = widen(s2[i]);
-    Rule::apply(k, parameter, widen(g[i]), state);
+    Rule::apply(k, parameter, read<kClamps>(g[i], k.clip.limit), state);
     p[i] = narrow<T>(parameter);
     if constexpr (Rule::kStates > 0) s0[i] = narrow<T>(state[0]);
     if constexpr (Rule::kStates > 1) s1[i] = narrow<T>(state[1]);
@@ -66,33 +85,38 @@ GF_HOST_DEVICE void update_loop(const void* constants, const Span& span) {
 
 // The update's size, for update clipping: reads g, which phase one has just brought into the cache, and v: 4 bytes more
 // a parameter in fp32, 36 in all.
-template <class Rule, class T>
-GF_HOST_DEVICE double squares_loop(const void* constants, const Span& span) {
+template <class Rule, bool kClamps, class T>
+GF_HOST_DEVICE double squares_loop(const ConstantsOf<Rule, T>& constants, const Span& span) {
   constexpr int kLanes = 16;
-  const auto k = *static_cast<const typename Rule::template Constants<Arithmetic<T>>*>(constants);
+  const auto k = constants;
   const T* g = static_cast<const T*>(span.arrays[kGradient]);
   const T* v = static_cast<const T*>(span.arrays[kFirstState + 1]);
   double sums[kLanes] = {}, total = 0;
   const std::int64_t whole = span.length / kLanes * kLanes;
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane)
-      sums[lane] += Rule::squared_update(k, widen(g[i + lane]), widen(v[i + lane]));
+      sums[lane] += Rule::squared_update(k, read<kClamps>(g[i + lane], k.clip.limit), widen(v[i + lane]));
   }
   for (const double sum : sums) total += sum;
-  for (std::int64_t i = whole; i < span.length; ++i) total += Rule::squared_update(k, widen(g[i]), widen(v[i]));
+  for (std::int64_t i = whole; i < span.length; ++i) {
+    total += Rule::squared_update(k, read<kClamps>(g[i], k.clip.limit), widen(v[i]));
+  }
   return total * Rule::squared_update_factor(k);
 }
 
 template <class NormRule, class T>
 struct MeasureLoop {
-  static double baseline(const void* g, std::int64_t n, double p) {
-    return measure_loop<NormRule>(static_cast<const T*>(g), n, p);
+  static GF_HOST_DEVICE double run(const void* gradients, std::int64_t n, double p, double limit) {
+    const T* g = static_cast<const T*>(gradients);
+    if (limit == INFINITY) return measure_loop<NormRule, false>(g, n, p, INFINITY);
+    return measure_loop<NormRule, true>(g, n, p, static_cast<Arithmetic<T>>(limit));
   }
-  GF_TARGET_AVX2 static double avx2(const void* g, std::int64_t n, double p) {
-    return measure_loop<NormRule>(static_cast<const T*>(g), n, p);
+  static double baseline(const void* g, std::int64_t n, double p, double limit) { return run(g, n, p, limit); }
+  GF_TARGET_AVX2 static double avx2(const void* g, std::int64_t n, double p, double limit) {
+    return run(g, n, p, limit);
   }
-  GF_TARGET_AVX512 static double avx512(const void* g, std::int64_t n, double p) {
-    return measure_loop<NormRule>(static_cast<const T*>(g), n, p);
+  GF_TARGET_AVX512 static double avx512(const void* g, std::int64_t n, double p, double limit) {
+    return run(g, n, p, limit);
   }
 };
 
@@ -115,34 +139,38 @@ double measure_half(const void* gradients, std::int64_t length, double p) {
 
 template <class Rule, class T>
 struct UpdateLoop {
-  static void baseline(const void* constants, const Span& span) { update_loop<Rule, T>(constants, span); }
-  GF_TARGET_AVX2 static void avx2(const void* constants, const Span& span) { update_loop<Rule, T>(constants, span); }
-  GF_TARGET_AVX512 static void avx512(const void* constants, const Span& span) {
-    update_loop<Rule, T>(constants, span);
+  static GF_HOST_DEVICE void run(const void* constants, const Span& span) {
+    const auto& k = *static_cast<const ConstantsOf<Rule, T>*>(constants);
+    if (k.clip.limit == INFINITY) return update_loop<Rule, false, T>(k, span);
+    update_loop<Rule, true, T>(k, span);
   }
+  static void baseline(const void* constants, const Span& span) { run(constants, span); }
+  GF_TARGET_AVX2 static void avx2(const void* constants, const Span& span) { run(constants, span); }
+  GF_TARGET_AVX512 static void avx512(const void* constants, const Span& span) { run(constants, span); }
 };
 
 template <class Rule, class T>
 struct SquaresLoop {
-  static double baseline(const void* constants, const Span& span) { return squares_loop<Rule, T>(constants, span); }
-  GF_TARGET_AVX2 static double avx2(const void* constants, const Span& span) {
-    return squares_loop<Rule, T>(constants, span);
+  static GF_HOST_DEVICE double run(const void* constants, const Span& span) {
+    const auto& k = *static_cast<const ConstantsOf<Rule, T>*>(constants);
+    if (k.clip.limit == INFINITY) return squares_loop<Rule, false, T>(k, span);
+    return squares_loop<Rule, true, T>(k, span);
   }
-  GF_TARGET_AVX512 static double avx512(const void* constants, const Span& span) {
-    return squares_loop<Rule, T>(constants, span);
-  }
+  static double baseline(const void* constants, const Span& span) { return run(constants, span); }
+  GF_TARGET_AVX2 static double avx2(const void* constants, const Span& span) { return run(constants, span); }
+  GF_TARGET_AVX512 static double avx512(const void* constants, const Span& span) { return run(constants, span); }
 };
 
 template <class Rule, class T>
-void prepare(const PackedHyperparameters& values, double step, double scale, void* constants) {
-  using Constants = typename Rule::template Constants<Arithmetic<T>>;
+void prepare(const PackedHyperparameters& values, double step, const ElementClip<double>& clip, void* constants) {
+  using Constants = ConstantsOf<Rule, T>;
   static_assert(sizeof(Constants) <= kMaxConstantsBytes && std::is_trivially_destructible_v<Constants>);
-  new (constants) Constants(Rule::template prepare<Arithmetic<T>>(unpack<Rule>(values), step, scale));
+  new (constants) Constants(Rule::template prepare<Arithmetic<T>>(unpack<Rule>(values), step, clip));
 }
 
 template <class Rule, class T>
 void rescale(const void* constants, double factor, void* rescaled) {
-  using Constants = typename Rule::template Constants<Arithmetic<T>>;
+  using Constants = ConstantsOf<Rule, T>;
   new (rescaled) Constants(gradfast::rescaled(*static_cast<const Constants*>(constants), factor));
 }
 

@@ -12,14 +12,14 @@ struct Span {
   std::int64_t length;       // in elements
 };
 
-// Sum of powers (or largest magnitude) of `length` contiguous gradients.
-using MeasureFunction = double (*)(const void* gradients, std::int64_t length, double p);
+// Sum of powers (or largest magnitude) of `length` contiguous gradients, each clamped to `limit`.
+using MeasureFunction = double (*)(const void* gradients, std::int64_t length, double p, double limit);
 
 MeasureFunction measure_function(NormKind kind, DType dtype);
 
 struct UpdateFunctions {
   // Writes a rule's constants for one tensor to `constants`, kMaxConstantsBytes long.
-  void (*prepare)(const PackedHyperparameters&, double step, double scale, void* constants) = nullptr;
+  void (*prepare)(const PackedHyperparameters&, double step, const ElementClip<double>&, void* constants) = nullptr;
   // Writes them for gradients that are multiplied with `factor` on top.
   void (*rescale)(const void* constants, double factor, void* rescaled) = nullptr;
   void (*update)(const void* constants, const Span&) = nullptr;

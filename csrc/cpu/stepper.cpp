@@ -169,11 +169,12 @@ double Stepper::measure_chunk(const Problem& problem, const Chunk& chunk, int ar
   const bool gradients = array == kGradient;
   const MeasureFunction measure = gradients ? work.measure : work.measure_weights;
   const int bytes = gradients ? work.bytes : work.weight_bytes;
+  const double limit = gradients ? element_limit(problem.clip, problem.loss_scale) : INFINITY;
   if (slot.layout >= 0) {
-    return measure_gathered(slot, problem.layouts[slot.layout], array, bytes, chunk, measure, problem.norm);
+    return measure_gathered(slot, problem.layouts[slot.layout], array, bytes, chunk, measure, problem.norm, limit);
   }
-  return measure(static_cast<const std::byte*>(slot.arrays[array]) + chunk.offset * bytes, chunk.length,
-                 problem.norm.p);
+  return measure(static_cast<const std::byte*>(slot.arrays[array]) + chunk.offset * bytes, chunk.length, problem.norm.p,
+                 limit);
 }
 
 // The rule's constants for one tensor.
@@ -181,7 +182,8 @@ void Stepper::prepare_constants(const Problem& problem, std::int32_t tensor, dou
   const Slot& slot = problem.slots[tensor];
   PackedHyperparameters values = problem.groups[slot.group].values;
   if (problem.clips_updates) values.value[0] *= rates_[tensor];
-  work_[tensor].update.prepare(values, slot.step == nullptr ? 1.0 : *slot.step + 1.0, scale, constants);
+  const ElementClip<double> clip{element_limit(problem.clip, problem.loss_scale), scale};
+  work_[tensor].update.prepare(values, slot.step == nullptr ? 1.0 : *slot.step + 1.0, clip, constants);
 }
 
 // The arrays of a dense chunk.

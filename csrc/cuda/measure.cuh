@@ -6,20 +6,39 @@
 #pragma once
 
 #include "access.cuh"
+#include "rules/clip.h"
 #include "rules/norm.h"
 
 namespace gradfast::cuda {
 
-template <class Kind, class Storage>
-GF_DEVICE double add_vector(double sum, const Vector<Storage>& g, double p) {
+// The norm's power, and what every element is clamped to: infinity where it is not.
+template <class A>
+struct Measured {
+  double p;
+  A limit;
+};
+
+template <class A>
+GF_DEVICE Measured<A> measured(const Header& header) {
+  return {header.norm.p, static_cast<A>(element_limit(header.clip, header.loss_scale))};
+}
+
+template <class Kind, class Storage, class A>
+GF_DEVICE double add_element(double sum, Storage g, Measured<A> how) {
+  return Kind::add(sum, static_cast<double>(clamp<A>(widen(g), how.limit)), how.p);
+}
+
+template <class Kind, class Storage, class A>
+GF_DEVICE double add_vector(double sum, const Vector<Storage>& g, Measured<A> how) {
   GF_UNROLL
-  for (int e = 0; e < kVector<Storage>; ++e) sum = Kind::add(sum, static_cast<double>(widen(g.element[e])), p);
+  for (int e = 0; e < kVector<Storage>; ++e) sum = add_element<Kind>(sum, g.element[e], how);
   return sum;
 }
 
 template <class Storage>
-GF_DEVICE double add_squares_of_four(double sum, const Storage* g) {
-  const float a = widen(g[0]), b = widen(g[1]), c = widen(g[2]), d = widen(g[3]);
+GF_DEVICE double add_squares_of_four(double sum, const Storage* g, float limit) {
+  const float a = clamp(widen(g[0]), limit), b = clamp(widen(g[1]), limit);
+  const float c = clamp(widen(g[2]), limit), d = clamp(widen(g[3]), limit);
   const float squares = (a * a + b * b) + (c * c + d * d);
   // Far inside the range of a float nothing of weight was lost. Outside of it, and for NaN, one by one in fp64.
   if (squares > 0x1p-90f && squares < 0x1p120f) return sum + static_cast<double>(squares);
@@ -30,19 +49,20 @@ GF_DEVICE double add_squares_of_four(double sum, const Storage* g) {
 }
 
 template <>
-GF_DEVICE double add_vector<NormTwo, Half>(double sum, const Vector<Half>& g, double) {
-  return add_squares_of_four(add_squares_of_four(sum, g.element), g.element + 4);
+GF_DEVICE double add_vector<NormTwo>(double sum, const Vector<Half>& g, Measured<float> how) {
+  return add_squares_of_four(add_squares_of_four(sum, g.element, how.limit), g.element + 4, how.limit);
 }
 
 template <>
-GF_DEVICE double add_vector<NormTwo, BFloat16>(double sum, const Vector<BFloat16>& g, double) {
-  return add_squares_of_four(add_squares_of_four(sum, g.element), g.element + 4);
+GF_DEVICE double add_vector<NormTwo>(double sum, const Vector<BFloat16>& g, Measured<float> how) {
+  return add_squares_of_four(add_squares_of_four(sum, g.element, how.limit), g.element + 4, how.limit);
 }
 
 // This lane's part of the sum over `length` dense gradients. Copies them to `kept` unless that is null; `kept` has the
 // same distance from a 16-byte boundary as `g`.
 template <class Kind, class Storage>
-GF_DEVICE double measure_dense(const Storage* g, Storage* kept, int length, int lane, double p) {
+GF_DEVICE double measure_dense(const Storage* g, Storage* kept, int length, int lane,
+                               Measured<Arithmetic<Storage>> how) {
   constexpr int kBatch = 4;  // loads in flight
   const Span<Storage> span(g, length);
   constexpr int kStride = kWarpSize * kVector<Storage>;
@@ -57,7 +77,7 @@ GF_DEVICE double measure_dense(const Storage* g, Storage* kept, int length, int 
     }
     GF_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      if (first + b * kWarpSize < span.vectors) sum = add_vector<Kind>(sum, vector_of<Storage>(batch[b]), p);
+      if (first + b * kWarpSize < span.vectors) sum = add_vector<Kind>(sum, vector_of<Storage>(batch[b]), how);
     }
     if (!kept) continue;
     Storage* to = kept + span.head + first * kVector<Storage>;
@@ -68,7 +88,7 @@ GF_DEVICE double measure_dense(const Storage* g, Storage* kept, int length, int 
   }
   const int single = span.single(lane);
   if (single >= 0) {
-    sum = Kind::add(sum, static_cast<double>(widen(g[single])), p);
+    sum = add_element<Kind>(sum, g[single], how);
     if (kept) kept[single] = g[single];
   }
   return sum;
@@ -84,11 +104,11 @@ GF_DEVICE double warp_join(double value) {
 // The same for gradients that do not lie densely, one at a time.
 template <class Kind, class Storage>
 GF_DEVICE double measure_strided(const Storage* g, const Layout& layout, std::int64_t first, int length, int lane,
-                                 double p) {
+                                 Measured<Arithmetic<Storage>> how) {
   double sum = 0;
   GF_NO_UNROLL
   for (int i = lane; i < length; i += kWarpSize) {
-    sum = Kind::add(sum, static_cast<double>(widen(g[layout.offset(first + i, kGradient)])), p);
+    sum = add_element<Kind>(sum, g[layout.offset(first + i, kGradient)], how);
   }
   return sum;
 }
@@ -100,7 +120,7 @@ GF_DEVICE void measure_chunk(const Header& header, Changing changing, int c, Kep
   const TensorEntry& tensor = header.tensors[chunk.tensor];
   const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* gradients) {
     const auto* g = gradients + chunk.offset;
-    return measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), header.norm.p);
+    return measure_dense<Kind>(g, kept(chunk, g), chunk.length, lane_index(), measured<decltype(widen(*g))>(header));
   });
   const double sum = warp_join<Kind>(part);
   if (lane_index() == 0) header.partials[c] = sum;
@@ -113,7 +133,8 @@ GF_DEVICE void measure_strided_chunk(const Header& header, Changing changing, in
   const TensorEntry& tensor = header.tensors[chunk.tensor];
   const Layout& layout = header.layouts[tensor.layout];
   const double part = with_gradients<Storage>(tensor, changing.gradients[chunk.tensor], [&](const auto* g) {
-    return measure_strided<Kind>(g, layout, chunk.offset, chunk.length, lane_index(), header.norm.p);
+    return measure_strided<Kind>(g, layout, chunk.offset, chunk.length, lane_index(),
+                                 measured<decltype(widen(*g))>(header));
   });
   const double sum = warp_join<Kind>(part);
   if (lane_index() == 0) header.partials[c] = sum;

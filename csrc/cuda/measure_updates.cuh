@@ -26,12 +26,17 @@ GF_DEVICE Arithmetic<Storage> load_one(const Storage* array, std::int64_t elemen
   return static_cast<Arithmetic<Storage>>(widen(array[element]));
 }
 
+template <class Rule, class A>
+GF_DEVICE A square_one(const typename Rule::template Constants<A>& constants, A g, A v) {
+  return Rule::squared_update(constants, clamp(g, constants.clip.limit), v);
+}
+
 // This lane's part of the sum over dense arrays.
 template <class Rule, class Storage>
 GF_DEVICE double square_dense(const ConstantsOf<Rule, Storage>& constants, const Storage* g, const Storage* v,
                               int length, int lane) {
   using A = Arithmetic<Storage>;
-  constexpr int kBatch = sizeof(Storage) == 2 ? 2 : 4;  // loads of either array in flight; four would spill
+  constexpr int kBatch = sizeof(Storage) == 4 ? 4 : 2;  // loads of either array in flight; four of others would spill
   constexpr int kStride = kWarpSize * kVector<Storage>;
   const Span<Storage> span(g, length);
   const bool v_aligned = is_aligned(v + span.head);
@@ -53,14 +58,13 @@ GF_DEVICE double square_dense(const ConstantsOf<Rule, Storage>& constants, const
       A squares = 0;
       GF_UNROLL
       for (int e = 0; e < kVector<Storage>; ++e) {
-        squares += Rule::squared_update(constants, static_cast<A>(widen(gs[b].element[e])),
-                                        static_cast<A>(widen(vs[b].element[e])));
+        squares += square_one<Rule, A>(constants, widen(gs[b].element[e]), widen(vs[b].element[e]));
       }
       sum += static_cast<double>(squares);
     }
   }
   const int single = span.single(lane);
-  if (single >= 0) sum += Rule::squared_update(constants, load_one(g, single), load_one(v, single));
+  if (single >= 0) sum += square_one<Rule>(constants, load_one(g, single), load_one(v, single));
   return sum;
 }
 
@@ -77,11 +81,11 @@ GF_DEVICE double square_dense(const ConstantsOf<Rule, Storage>& constants, const
     const Quad gs = widen_quad(g.format, stored_g), vs = widen_quad(v.format, stored_v);
     float squares = 0;
     GF_UNROLL
-    for (int e = 0; e < kQuad; ++e) squares += Rule::squared_update(constants, gs.value[e], vs.value[e]);
+    for (int e = 0; e < kQuad; ++e) squares += square_one<Rule>(constants, gs.value[e], vs.value[e]);
     sum += static_cast<double>(squares);
   }
   const int rest = quads * kQuad + lane;
-  if (rest < length) sum += Rule::squared_update(constants, load_one(g, rest), load_one(v, rest));
+  if (rest < length) sum += square_one<Rule>(constants, load_one(g, rest), load_one(v, rest));
   return sum;
 }
 
@@ -107,8 +111,8 @@ GF_DEVICE double square_chunk(const ConstantsOf<Rule, Storage>& constants, const
   GF_NO_UNROLL
   for (int i = lane_index(); i < chunk.length; i += kWarpSize) {
     const std::int64_t element = chunk.offset + i;
-    sum += Rule::squared_update(constants, load_one(g, layout.offset(element, kGradient)),
-                                load_one(v, layout.offset(element, kSecondMoments)));
+    sum += square_one<Rule>(constants, load_one(g, layout.offset(element, kGradient)),
+                            load_one(v, layout.offset(element, kSecondMoments)));
   }
   return sum;
 }
@@ -118,7 +122,7 @@ template <class Rule, class Storage>
 GF_DEVICE_CALL void make_unclipped_constants(const Header& header, const GroupEntry& group, float updates,
                                              unsigned char* result) {
   const double scale = header.loss_scale ? 1.0 / static_cast<double>(*header.loss_scale) : 1.0;
-  make_constants<Rule, Storage>(group, updates, scale, 1.0, result);
+  make_constants<Rule, Storage>(header, group, updates, scale, 1.0, result);
 }
 
 template <class Rule, class Storage>

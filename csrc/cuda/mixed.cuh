@@ -159,7 +159,7 @@ GF_DEVICE void update_one(const Constants& constants, const MixedTensor<Rule>& t
   float state[kMaxStates] = {};
   for (int s = 0; s < Rule::kStates; ++s) state[s] = load_one(tensor.array(kFirstState + s, 0), at(kFirstState + s));
   float p = load_one(tensor.array(kParameter, 0), at(kParameter));
-  Rule::apply(constants, p, load_one(gradients, at(kGradient)), state);
+  Rule::apply(constants, p, clamp(load_one(gradients, at(kGradient)), constants.clip.limit), state);
   std::uint32_t random[2] = {};
   for (int pair = 0; pair < 2; ++pair) {
     if (tensor.draws[pair]) random[pair] = random_word(tensor.key, number, pair);
@@ -203,7 +203,7 @@ GF_DEVICE void update_quads(const Constants& constants, const MixedTensor<Rule>&
     for (int e = 0; e < kQuad; ++e) {
       float state[kMaxStates];
       for (int s = 0; s < Rule::kStates; ++s) state[s] = states[s].value[e];
-      Rule::apply(constants, p.value[e], gradient.value[e], state);
+      Rule::apply(constants, p.value[e], clamp(gradient.value[e], constants.clip.limit), state);
       for (int s = 0; s < Rule::kStates; ++s) states[s].value[e] = state[s];
     }
     const auto store = [&](const MixedArray& array, const Quad& values, int a) {

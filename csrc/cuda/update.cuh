@@ -20,7 +20,7 @@ using ConstantsOf = typename Rule::template Constants<Arithmetic<Storage>>;
 
 // The rule's constants for a tensor that had `updates` updates before this one, by one lane.
 template <class Rule, class Storage>
-GF_DEVICE void make_constants(const GroupEntry& group, float updates, double scale, double rate,
+GF_DEVICE void make_constants(const Header& header, const GroupEntry& group, float updates, double scale, double rate,
                               unsigned char* result) {
   PackedHyperparameters values = group.values;
   if (group.lr) {
@@ -28,9 +28,10 @@ GF_DEVICE void make_constants(const GroupEntry& group, float updates, double sca
                                          : static_cast<double>(*static_cast<const float*>(group.lr));
   }
   values.value[0] *= rate;
+  const ElementClip<double> clip{element_limit(header.clip, header.loss_scale), scale};
   static_assert(sizeof(ConstantsOf<Rule, Storage>) <= kMaxConstantsBytes, "raise kMaxConstantsBytes");
   new (result) ConstantsOf<Rule, Storage>(
-      Rule::template prepare<Arithmetic<Storage>>(unpack<Rule>(values), updates + 1.0, scale));
+      Rule::template prepare<Arithmetic<Storage>>(unpack<Rule>(values), updates + 1.0, clip));
 }
 
 // Those of the update, with the factors that the tensor at `index` may have of its own.
@@ -42,7 +43,7 @@ GF_DEVICE_CALL void make_constants(const Header& header, const GroupEntry& group
   if constexpr (ClipsUpdates<Rule>) {
     if (header.tensor_rates) rate = header.tensor_rates[index];
   }
-  make_constants<Rule, Storage>(group, updates, scale, rate, result);
+  make_constants<Rule, Storage>(header, group, updates, scale, rate, result);
 }
 
 GF_DEVICE float updates_of(const TensorEntry& tensor) { return tensor.step ? *tensor.step : 0.0f; }
@@ -107,7 +108,7 @@ GF_DEVICE void update_element(const Constants& constants, const ChunkArrays<Rule
   A state[kMaxStates];
   for (int s = 0; s < Rule::kStates; ++s) state[s] = widen(arrays.state[s][at(kFirstState + s)]);
   A p = widen(arrays.parameter[at(kParameter)]);
-  Rule::apply(constants, p, static_cast<A>(widen(arrays.gradient[at(kGradient)])), state);
+  Rule::apply(constants, p, clamp<A>(widen(arrays.gradient[at(kGradient)]), constants.clip.limit), state);
   arrays.parameter[at(kParameter)] = narrow<Storage>(p);
   for (int s = 0; s < Rule::kStates; ++s) arrays.state[s][at(kFirstState + s)] = narrow<Storage>(state[s]);
 }
@@ -121,7 +122,7 @@ GF_DEVICE void update_vector(const Constants& constants, Vector<Storage>& p, con
     A state[kMaxStates];
     for (int s = 0; s < Rule::kStates; ++s) state[s] = widen(states[s].element[e]);
     A parameter = widen(p.element[e]);
-    Rule::apply(constants, parameter, static_cast<A>(widen(g.element[e])), state);
+    Rule::apply(constants, parameter, clamp<A>(widen(g.element[e]), constants.clip.limit), state);
     p.element[e] = narrow<Storage>(parameter);
     for (int s = 0; s < Rule::kStates; ++s) states[s].element[e] = narrow<Storage>(state[s]);
   }

@@ -9,6 +9,7 @@
 //   p <- p - lr / (1 - beta1^t) * m / (sqrt(u) / sqrt(1 - beta2^t) + eps)
 #pragma once
 
+#include "rules/clip_element.h"
 #include "rules/decay.h"
 
 namespace gradfast {
@@ -30,15 +31,16 @@ struct Adam {
 
   template <class A>
   struct Constants {  // what is the same for every element of a tensor in a step
-    A gradient_scale, to_gradient, from_gradient, beta2, one_minus_beta2, step_size, inverse_sqrt_correction, eps;
+    ElementClip<A> clip;
+    A to_gradient, from_gradient, beta2, one_minus_beta2, step_size, inverse_sqrt_correction, eps;
     A coupled_decay, coupled_l1, keep, l1_step;
   };
 
   template <class A>
-  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double step, double scale) {
+  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double step, const ElementClip<double>& clip) {
     const bool decoupled = h.decoupled != 0;
     Constants<A> k;
-    k.gradient_scale = static_cast<A>(h.maximize != 0 ? -scale : scale);
+    k.clip = clip.as<A>(h.maximize != 0);
     // m is reached from the nearer end, as torch.lerp does: with beta1 = 0 it is g exactly, however large m was.
     const bool near_gradient = h.beta1 <= 0.5;
     k.to_gradient = static_cast<A>(near_gradient ? -h.beta1 : 1 - h.beta1);
@@ -57,7 +59,7 @@ struct Adam {
 
   template <class A>
   static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A* state) {
-    g = add_decay(g * k.gradient_scale, p, k.coupled_decay, k.coupled_l1);
+    g = add_decay(g * k.clip.scale, p, k.coupled_decay, k.coupled_l1);
     p = shrink(p, k.keep, k.l1_step);
     const A m = (k.from_gradient != 0 ? g : state[0]) + k.to_gradient * (g - state[0]);
     const A v = k.beta2 * state[1] + k.one_minus_beta2 * g * g;
@@ -76,7 +78,7 @@ struct Adam {
   //   RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))          lr <- lr / max(1, RMS), of each parameter
   template <class A>
   static GF_HOST_DEVICE A squared_update(const Constants<A>& k, A g, A v) {
-    g *= k.gradient_scale;
+    g *= k.clip.scale;
     v = k.beta2 * v + k.one_minus_beta2 * g * g;
     const A floor = k.eps * k.eps;
     return g * g / (v > floor ? v : floor);

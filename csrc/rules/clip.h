@@ -20,8 +20,9 @@ enum class NonFinite : int {
 struct ClipSettings {
   double max_norm = INFINITY;  // infinity: measure but never clip
   NonFinite nonfinite = NonFinite::skip;
-  UnitClipping units{};    // before the norm is measured
-  PolicyChain policies{};  // after max_norm
+  double element_limit = INFINITY;  // every element is clamped to it as it is read, before all else
+  UnitClipping units{};             // then units, before the norm is measured
+  PolicyChain policies{};           // after max_norm
 };
 
 struct ClipDecision {
@@ -34,6 +35,11 @@ struct ClipDecision {
   bool each_tensor;       // true: every tensor has a factor of its own, see tensor_scale
   bool reached_policies;  // false: the step was bad before any policy saw it
 };
+
+// What the elements of gradients in memory are clamped to. `loss_scale`: null for 1.
+GF_HOST_DEVICE double element_limit(const ClipSettings& settings, const float* loss_scale) {
+  return loss_scale ? settings.element_limit * static_cast<double>(*loss_scale) : settings.element_limit;
+}
 
 GF_HOST_DEVICE ClipDecision decide(const ClipSettings& settings, double measured_norm, double loss_scale,
                                    bool found_infinite) {

@@ -6,6 +6,7 @@
 //   m <- beta2 * m + (1 - beta2) * g           exp_avg
 #pragma once
 
+#include "rules/clip_element.h"
 #include "rules/decay.h"
 
 namespace gradfast {
@@ -20,18 +21,19 @@ struct Lion {
 
   template <class A>
   struct Constants {
-    A gradient_scale, lr, one_minus_beta1, one_minus_beta2, keep, l1_step;
+    ElementClip<A> clip;
+    A lr, one_minus_beta1, one_minus_beta2, keep, l1_step;
   };
 
   template <class A>
-  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double, double scale) {
+  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double, const ElementClip<double>& clip) {
     const double keep = 1 - h.lr * h.weight_decay;
-    return {A(h.maximize != 0 ? -scale : scale), A(h.lr), A(1 - h.beta1), A(1 - h.beta2), A(keep), A(h.lr * h.l1)};
+    return {clip.as<A>(h.maximize != 0), A(h.lr), A(1 - h.beta1), A(1 - h.beta2), A(keep), A(h.lr * h.l1)};
   }
 
   template <class A>
   static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A* state) {
-    g *= k.gradient_scale;
+    g *= k.clip.scale;
     const A c = state[0] + k.one_minus_beta1 * (g - state[0]);
     p = shrink(p, k.keep, k.l1_step) - k.lr * (c != c ? c : sign_of(c));  // NaN must not pass for a zero
     state[0] += k.one_minus_beta2 * (g - state[0]);

@@ -11,7 +11,7 @@ namespace gradfast {
 template <class... Rule>
 struct RuleList {};
 
-using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, Lion, ScaleGradient, ClampGradient>;
+using Rules = RuleList<Sgd<false>, Sgd<true>, Adam<false>, Adam<true>, Lion, ClipGradient>;
 
 // Rules that know the size of their update, and so can clip it.
 template <class Rule>
@@ -20,9 +20,7 @@ concept ClipsUpdates = requires(const typename Rule::template Constants<float>& 
 // The constants of a rule for gradients that are multiplied with `factor` beside their scale.
 template <class Constants>
 GF_HOST_DEVICE Constants rescaled(Constants constants, double factor) {
-  if constexpr (requires { constants.gradient_scale; }) {
-    constants.gradient_scale = static_cast<decltype(constants.gradient_scale)>(constants.gradient_scale * factor);
-  }
+  constants.clip.scale = static_cast<decltype(constants.clip.scale)>(constants.clip.scale * factor);
   return constants;
 }
 

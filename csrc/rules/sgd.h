@@ -9,6 +9,7 @@
 // Momentum as in Sutskever et al. 2013; without it (kMomentum false) no state is read or written.
 #pragma once
 
+#include "rules/clip_element.h"
 #include "rules/decay.h"
 
 namespace gradfast {
@@ -24,14 +25,15 @@ struct Sgd {
 
   template <class A>
   struct Constants {  // what is the same for every element of a tensor in a step
-    A gradient_scale, lr, momentum, keep, gain, nesterov, weight_decay, l1;
+    ElementClip<A> clip;
+    A lr, momentum, keep, gain, nesterov, weight_decay, l1;
   };
 
   // `step` counts from 1: the number of updates that this tensor has had, this one included.
   template <class A>
-  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double step, double scale) {
+  static GF_HOST_DEVICE Constants<A> prepare(const Hyperparameters& h, double step, const ElementClip<double>& clip) {
     Constants<A> k;
-    k.gradient_scale = static_cast<A>(h.maximize != 0 ? -scale : scale);
+    k.clip = clip.as<A>(h.maximize != 0);
     k.lr = static_cast<A>(h.lr);
     k.momentum = static_cast<A>(h.momentum);
     // The first step takes the gradient undamped: m was created as zero, and 0 * 0 + 1 * g is g exactly.
@@ -45,7 +47,7 @@ struct Sgd {
 
   template <class A>
   static GF_HOST_DEVICE void apply(const Constants<A>& k, A& p, A g, A* state) {
-    g = add_decay(g * k.gradient_scale, p, k.weight_decay, k.l1);
+    g = add_decay(g * k.clip.scale, p, k.weight_decay, k.l1);
     A update = g;
     if constexpr (kMomentum) {
       const A m = k.keep * state[0] + k.gain * g;

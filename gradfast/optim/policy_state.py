@@ -41,6 +41,7 @@ class PolicyState:
         if self.values.device != device:
             self.values = self.values.to(device)
         settings.policies, settings.policy_state = self.chain, self.values
+        settings.element_limit = self.policy.element_limit
         settings.unit_clipping, settings.unit_eps = self.policy.unit_clipping
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ void run_mixed_cases();            // the same for arrays of several formats, an
 void run_launch_cases();           // how it is launched: tables, graphs, fallbacks
 void run_policy_cases();           // clip policies: their state, and what they make of a step
 void run_update_clipping_cases();  // StableAdamW: rates by the size of the updates
+void run_element_limit_cases();    // clipping by value
 void run_shim_cases();             // that the simulator sees what it is there to see
 
 }  // namespace test

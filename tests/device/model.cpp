@@ -98,7 +98,7 @@ int Model::add_mixed(const Shape& shape, const gradfast::Formats& formats, int g
 int Model::add(const Shape& shape, Tensor tensor, int group, float updates_so_far) {
   for (const std::int64_t size : shape.sizes) tensor.elements *= size;
   const int rule = problem_.groups[group].rule;
-  const bool in_place = rule == kScale || rule == kClamp;  // the gradient itself is updated
+  const bool in_place = rule == kClip;  // the gradient itself is updated
   const int arrays = kFirstState + state_count(rule) + tensor.formats.has_copy;
   gradfast::Slot slot;
   for (int a = 0; a < arrays; ++a) {
@@ -228,11 +228,18 @@ double Model::join(double a, double b) const {
   return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b);
 }
 
-double Model::sum_of(const Tensor& tensor) const {
+double Model::gradient(const Tensor& tensor, std::int64_t element) const {
   const int array = std::min<int>(kGradient, static_cast<int>(tensor.before.size()) - 1);
+  const double g = value(tensor, array, element);
+  double limit = clip.element_limit * loss_scale;
+  if (tensor.dtypes[array] != DType::float64) limit = static_cast<float>(limit);
+  return std::fabs(g) > limit ? std::copysign(limit, g) : g;
+}
+
+double Model::sum_of(const Tensor& tensor) const {
   long double sum = 0;
   for (std::int64_t e = 0; e < tensor.elements; ++e) {
-    const double g = value(tensor, array, e);
+    const double g = gradient(tensor, e);
     if (norm.kind == NormKind::infinity) {
       sum = join(static_cast<double>(sum), std::fabs(g));
     } else {
@@ -257,7 +264,7 @@ double Model::expected_rate(std::size_t index) const {
   const double beta2 = group.values.value[2], eps = group.values.value[3];
   long double sum = 0;
   for (std::int64_t e = 0; e < tensor.elements; ++e) {
-    const double g = value(tensor, kGradient, e) / loss_scale;
+    const double g = gradient(tensor, e) / loss_scale;
     const double v = beta2 * value(tensor, kFirstState + 1, e) + (1 - beta2) * g * g;
     sum += g * g / std::fmax(v, eps * eps);
   }
@@ -308,7 +315,6 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
   gradfast::PackedHyperparameters values = group.values;
   values.value[0] *= expected_rate(index);
   const bool updated = !skipped && group.rule >= 0;
-  const bool in_place = group.rule == kScale || group.rule == kClamp;
   const int states = state_count(group.rule);
   const std::string name = "tensor " + std::to_string(index) + " (" + name_of(tensor.dtypes[kParameter]) + ", " +
                            std::to_string(tensor.elements) + " elements)";
@@ -320,8 +326,8 @@ void Model::check_tensor(std::size_t index, double scale, bool skipped) {
     double state[3] = {};
     for (int s = 0; s < states; ++s) state[s] = value(tensor, kFirstState + s, e);
     const double p = value(tensor, kParameter, e);
-    const double g = value(tensor, in_place ? kParameter : kGradient, e);
-    const Updated expected = update(group.rule, values.value, tensor.updates_before + 1.0, scale, p, g, state);
+    const Updated expected =
+        update(group.rule, values.value, tensor.updates_before + 1.0, scale, p, gradient(tensor, e), state);
     for (int a = 0; a < kFirstState + states; ++a) {
       if (a == kGradient) continue;
       const Value& want = a == kParameter ? expected.parameter : expected.state[a - kFirstState];

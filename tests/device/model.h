@@ -106,6 +106,7 @@ class Model {
   std::int64_t position(const Tensor& tensor, int array, std::int64_t element) const;
   std::size_t offset(const Tensor& tensor, int array, std::int64_t element) const;
   double value(const Tensor& tensor, int array, std::int64_t element) const;
+  double gradient(const Tensor& tensor, std::int64_t element) const;  // in memory, as the step clamps it
   double sum_of(const Tensor& tensor) const;
   double join(double a, double b) const;
   int add(const Shape& shape, Tensor tensor, int group, float updates_so_far);

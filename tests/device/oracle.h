@@ -13,15 +13,15 @@ namespace test {
 using gradfast::DType;
 
 // In the order of gradfast::Rules.
-enum RuleIndex { kSgd, kSgdMomentum, kAdam, kAmsgrad, kLion, kScale, kClamp, kRuleCount };
+enum RuleIndex { kSgd, kSgdMomentum, kAdam, kAmsgrad, kLion, kClip, kRuleCount };
 
 inline int state_count(int rule) {
-  constexpr int counts[] = {0, 1, 2, 3, 1, 0, 0};
+  constexpr int counts[] = {0, 1, 2, 3, 1, 0};
   return rule < 0 ? 0 : counts[rule];
 }
 
 inline const char* name_of(int rule) {
-  static const char* const names[] = {"sgd", "sgd momentum", "adam", "amsgrad", "lion", "scale", "clamp"};
+  static const char* const names[] = {"sgd", "sgd momentum", "adam", "amsgrad", "lion", "clip"};
   return names[rule];
 }
 
@@ -182,10 +182,8 @@ inline Updated update(int rule, const double* h, double step, double scale, doub
       return adam(h, rule == kAmsgrad, step, scale, p, g, states);
     case kLion:
       return lion(h, scale, p, g, states);
-    case kScale:
-      return {{scale * g, std::fabs(scale * g)}, {}};
     default:
-      return {{g < -h[0] ? -h[0] : g > h[0] ? h[0] : g, std::fabs(g)}, {}};
+      return {{scale * g, std::fabs(scale * g)}, {}};
   }
 }
 

@@ -245,12 +245,12 @@ void phases() {
 
 // Clipping as torch.nn.utils does it: the gradients themselves, with no step counters.
 void gradient_functions() {
-  for (const int rule : {kScale, kClamp}) {
+  for (const bool by_value : {false, true}) {
     for (const DType dtype : {DType::float32, DType::bfloat16}) {
       Model model(13);
-      model.add_group(rule, {0.25});
+      model.add_group(kClip, {0});
       for (const std::int64_t size : {7, 4099, 20000}) model.add(vector_of(size), dtype, 0);
-      model.clip.max_norm = rule == kScale ? 1 : INFINITY;
+      (by_value ? model.clip.element_limit : model.clip.max_norm) = by_value ? 0.25 : 1;
       Stepper stepper(0);
       model.step_and_check(stepper, true);
       model.step_and_check(stepper, false);

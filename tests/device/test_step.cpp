@@ -27,10 +27,8 @@ std::vector<double> values_of(int rule, int variant = 0) {
       return {0.01, 0.9, 0.99, 1e-3, 0.02, 0.001, on, on};
     case kLion:
       return {0.01, 0.9, 0.99, 0.02, 0.001, on};
-    case kScale:
-      return {0};
     default:
-      return {0.3};
+      return {0};
   }
 }
 

@@ -37,6 +37,7 @@ class Policy:
     norm_type: float = 2.0
     clips_each_parameter: bool = False  # by a norm of its own, on top of what holds for all
     clips_before_norm: bool = False  # single elements or units: see count_clipped
+    element_limit: float = math.inf  # of Value
     unit_clipping: tuple[float, float] = (math.inf, 0.0)  # ratio and eps of AGC
     rewrites_gradients: bool = False  # in a pass of its own, before the norm is measured: see rewrite_
 
@@ -108,6 +109,7 @@ class Policy:
         self._memory = self._memory.to(device)
         settings = native.StepSettings()
         settings.norm_type, settings.policies, settings.policy_state = self.norm_type, chain, self._memory
+        settings.element_limit = self.element_limit
         settings.unit_clipping, settings.unit_eps = self.unit_clipping
         return ClipResult(*native.clip_by_policies_(gradients, weights, numbers, settings))
 

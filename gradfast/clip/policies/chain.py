@@ -50,6 +50,7 @@ class Chain(Policy):
         self.clips_each_parameter = flat[-1].clips_each_parameter
         self.clips_before_norm = bool(self._first)
         self.rewrites_gradients = any(policy.rewrites_gradients for policy in flat)
+        self.element_limit = min(policy.element_limit for policy in flat)
         self.unit_clipping = min(policy.unit_clipping for policy in flat)  # where there is none the ratio is infinite
         self.norm_type = norm_types.pop() if norm_types else 2.0
         if _UNITS in places and self.norm_type != 2.0:
