@@ -126,6 +126,7 @@ void Stepper::prepare(const Problem& problem) {
     const DType arithmetic = goes_in_blocks(slot) ? DType::float32 : slot.dtype;
     const DType weights = dtype_of(slot, slot.weights);
     work_.push_back({nullptr, rule < 0 ? UpdateFunctions{} : update_functions(rule, arithmetic), size_of(slot.dtype),
+                     weights == slot.dtype ? measure_units_function(weights) : nullptr,
                      measure_function(NormKind::two, weights), size_of(weights)});
   }
   plan_ = make_plan(sizes, kChunkElements, kTaskElements);
@@ -152,9 +153,8 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
     if (!units_.clip(c)) {
       chunk_sums_[c] = measure_chunk(problem, chunk, kGradient);
     } else {
-      chunk_sums_[c] = units_.measure(problem, chunk, c, [&](const Chunk& piece) {
-        const int weights = problem.slots[piece.tensor].weights;
-        return UnitSums{measure_chunk(problem, piece, kGradient), measure_chunk(problem, piece, weights)};
+      chunk_sums_[c] = units_.measure(problem, chunk, c, [&](const Chunk& first, std::int32_t count, UnitSums* sums) {
+        measure_units(problem, first, count, sums);
       });
     }
     if (problem.clips_updates && work_[chunk.tensor].update.square_updates != nullptr)
@@ -175,6 +175,22 @@ double Stepper::measure_chunk(const Problem& problem, const Chunk& chunk, int ar
   }
   return measure(static_cast<const std::byte*>(slot.arrays[array]) + chunk.offset * bytes, chunk.length, problem.norm.p,
                  limit);
+}
+
+// The sums of `count` pieces of units, of the length of the first.
+void Stepper::measure_units(const Problem& problem, Chunk piece, std::int32_t count, UnitSums* sums) const {
+  const Slot& slot = problem.slots[piece.tensor];
+  const Work& work = work_[piece.tensor];
+  if (slot.layout < 0 && work.measure_units != nullptr) {
+    const auto from = [&](int array) {
+      return static_cast<const std::byte*>(slot.arrays[array]) + piece.offset * work.bytes;
+    };
+    const double limit = element_limit(problem.clip, problem.loss_scale);
+    return work.measure_units(from(kGradient), from(slot.weights), piece.length, count, limit, sums);
+  }
+  for (std::int32_t i = 0; i < count; ++i, piece.offset += piece.length) {
+    sums[i] = {measure_chunk(problem, piece, kGradient), measure_chunk(problem, piece, slot.weights)};
+  }
 }
 
 // The rule's constants for one tensor.

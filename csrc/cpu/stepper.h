@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/measure_units.h"
 #include "cpu/units.h"
 #include "plan/chunk.h"
 #include "plan/problem.h"
@@ -25,8 +26,10 @@ class Stepper {
   struct Work {
     MeasureFunction measure;
     UpdateFunctions update;
-    int bytes;                        // of an element
-    MeasureFunction measure_weights;  // for AGC
+    int bytes;  // of an element
+    // For AGC. Gradients and weights in one sweep; null where they go one after the other.
+    MeasureUnitsFunction measure_units;
+    MeasureFunction measure_weights;
     int weight_bytes;
   };
 
@@ -34,6 +37,7 @@ class Stepper {
   void choose_norm(const Problem& problem);
   void measure_task(const Problem& problem, const Task& task);
   double measure_chunk(const Problem& problem, const Chunk& chunk, int array) const;
+  void measure_units(const Problem& problem, Chunk piece, std::int32_t count, UnitSums* sums) const;
   void prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const;
   Span span_of(const Problem& problem, const Chunk& chunk) const;
   double square_updates(const Problem& problem, const Chunk& chunk) const;

@@ -18,10 +18,10 @@ class Units {
   bool any() const { return !factors_.empty(); }
   bool clip(std::size_t chunk) const { return any() && plan_.chunks[chunk].pieces > 0; }
 
-  // Measures the units of a chunk by `sums_of(piece)`, a Chunk again. Returns the sum of squares that clipping leaves
-  // of those that lie in it alone.
+  // Measures a chunk by `measure_units(first, count, sums)`: so many pieces of one length, the first of them a Chunk
+  // again. Returns the sum of squares that clipping leaves of the units that lie in this chunk alone.
   template <class Function>
-  double measure(const Problem& problem, const Chunk& chunk, std::size_t number, Function&& sums_of);
+  double measure(const Problem& problem, const Chunk& chunk, std::size_t number, Function&& measure_units);
 
   // When all chunks are measured: adds every other unit to the sum of the chunk in which it begins.
   void settle(const Problem& problem, std::vector<double>& chunk_sums);
@@ -40,12 +40,16 @@ class Units {
 };
 
 template <class Function>
-double Units::measure(const Problem& problem, const Chunk& chunk, std::size_t number, Function&& sums_of) {
+double Units::measure(const Problem& problem, const Chunk& chunk, std::size_t number, Function&& measure_units) {
   const ChunkUnits& units = plan_.chunks[number];
   const std::int64_t row_length = problem.slots[chunk.tensor].row_length;
+  for (std::int32_t k = 0, end; k < units.pieces; k = end) {
+    const Chunk piece = piece_of(chunk, row_length, k);
+    for (end = k + 1; end < units.pieces && piece_of(chunk, row_length, end).length == piece.length;) ++end;
+    measure_units(piece, end - k, &sums_[units.first_piece + k]);
+  }
   double left = 0;
   for (std::int32_t k = 0; k < units.pieces; ++k) {
-    sums_[units.first_piece + k] = sums_of(piece_of(chunk, row_length, k));
     if (units.is_whole(k)) left += find_factor(problem, units.first_piece + k, 1);
   }
   return left;
