@@ -52,7 +52,7 @@ class Source:
         self.power = float(getattr(optimizer, "norm_type", 2.0))
         clip = getattr(optimizer, "clip", None) if self.native else None
         self.by_parameter: Policy | None = clip if clip is not None and clip.clips_each_parameter else None
-        self.rewriting: Policy | None = clip if clip is not None and clip.clips_before_norm else None
+        self.before_norm: Policy | None = clip if clip is not None and clip.clips_before_norm else None
         self.limited = self.native and any(group.get("max_norm") is not None for group in optimizer.param_groups)
         self.replicated = [group.get("replicated") for group in optimizer.param_groups for _ in group["params"]]
         self._reductions: dict[int, Reduction] = {}
@@ -111,12 +111,12 @@ class Source:
         return [own_part(parameter).clone() for parameter in self.parameters]
 
     @torch.no_grad()
-    def before_rewriting(self) -> list[Tensor]:
-        """Two [n] tensors, for a policy that rewrites gradients: sums of squares before, and how many units it clips.
+    def unclipped(self) -> list[Tensor]:
+        """Two [n] tensors, for a policy that clips before the norm: sums of squares before it, and units it clips.
 
-        It is a pass over weights and gradients of its own. Empty where no policy rewrites any.
+        It is a pass over weights and gradients of its own. Empty where no policy does.
         """
-        if self.rewriting is None:
+        if self.before_norm is None:
             return []
         scale = getattr(self.optimizer, "grad_scale", None)
         squares, counts = [], []
@@ -127,18 +127,18 @@ class Source:
             count = (
                 square * 0
                 if parameter.grad is None
-                else self.rewriting.count_clipped(name, own_part(parameter), gradient, s)
+                else self.before_norm.count_clipped(name, own_part(parameter), gradient, s)
             )
             squares.append(square.to(self.device))
             counts.append(count.to(self.device, torch.float64))
         return [torch.stack(squares), torch.stack(counts)]
 
     @torch.no_grad()
-    def sample(self, before: list[Tensor], grad_norm: Tensor, rewriting: list[Tensor]) -> Tensor:
+    def sample(self, before: list[Tensor], grad_norm: Tensor, unclipped: list[Tensor]) -> Tensor:
         """Rows of [n], one behind the other, in one tensor.
 
         They are sums of squares of the parameters and of their change, how many elements of each gradient are not
-        finite, and what `before_rewriting` returned.
+        finite, and what `unclipped` returned.
 
         The gradients are read for that unless `grad_norm`, of all of them, is known on the host to be finite.
 
@@ -153,7 +153,7 @@ class Source:
             nothing = torch.zeros((), device=self.device)
             gradients = [nothing if p.grad is None else own_part(p.grad) for p in self.parameters]
             bad = torch.stack([(~torch.isfinite(g)).sum().to(self.device, torch.float64) for g in gradients])
-        return self._joined(torch.cat([squares, changes, bad, *rewriting]))
+        return self._joined(torch.cat([squares, changes, bad, *unclipped]))
 
     def _joined(self, sums: Tensor) -> Tensor:
         """Sums over whole parameters from those over this rank's parts, in rows of one a parameter."""

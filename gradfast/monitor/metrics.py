@@ -81,7 +81,7 @@ class GroupMetrics:
     def of(self, steps: Sequence[StepView], sample: Mapping[str, Sequence[float]]) -> dict[str, float]:
         metrics: dict[str, float] = {}
         power = self.source.power
-        power_before = power if self.source.rewriting is None else 2.0
+        power_before = power if self.source.before_norm is None else 2.0
         clipped = steps[-1].clipped if self.source.native else None
         each = self.clip_fractions(steps, sample)
         if clipped is not None and each is not None:
@@ -105,11 +105,11 @@ class GroupMetrics:
     ) -> tuple[Sequence[float], Sequence[float]] | None:
         """Of each parameter how often, and of how many, its gradient was clipped by itself; None where none can be.
 
-        Of a policy that rewrites gradients, units in the sampled step; of others, steps since the last sample.
+        Of a policy that clips before the norm, units in the sampled step; of others, steps since the last sample.
         """
-        rewriting = self.source.rewriting
-        if rewriting is not None:
-            return sample["clipped_units"], [rewriting.units(parameter) for parameter in self.source.parameters]
+        policy = self.source.before_norm
+        if policy is not None:
+            return sample["clipped_units"], [policy.units(parameter) for parameter in self.source.parameters]
         if self.source.by_parameter is None and not self.source.limited:
             return None
         finite = [step for step in steps if math.isfinite(step.norm)]

@@ -94,7 +94,7 @@ class Monitor:
         self._logged: dict[str, Any] = {}
         self._before: list[Tensor] | None = None
         self._memory = self.source.memory()
-        self._rewriting: list[Tensor] = []
+        self._unclipped: list[Tensor] = []
         self._first, self._sampling = True, False
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._explanations: dict[int, str] = {}
@@ -174,7 +174,7 @@ class Monitor:
         self._first = False
         self._memory = self.source.memory()
         if self._sampling:
-            self._before, self._rewriting = self.source.copies(), self.source.before_rewriting()
+            self._before, self._unclipped = self.source.copies(), self.source.unclipped()
 
     def _after_step(self) -> None:
         norms = self.source.every_step(self._memory)
@@ -186,7 +186,7 @@ class Monitor:
                 self._explain(norms)
         if self._sampling:
             self._send(self._before)
-            self._before, self._rewriting = None, []
+            self._before, self._unclipped = None, []
         self._transfer.receive()
 
     def _send(self, before: list[Tensor] | None) -> None:
@@ -194,7 +194,7 @@ class Monitor:
         window, logged, device = self._window, self._logged, self.source.device
         self._window, self._logged = [], {}
         pieces = [pack(window)]
-        pieces += [self.source.sample(before, window[-1].grad_norm, self._rewriting)] if before is not None else []
+        pieces += [self.source.sample(before, window[-1].grad_norm, self._unclipped)] if before is not None else []
         pieces += [torch.as_tensor(value, dtype=torch.float64).reshape(1) for value in logged.values()]
         values = torch.cat([piece.to(device, non_blocking=True) for piece in pieces])
         names, step, sampled = list(logged), self.step, before is not None
@@ -238,7 +238,7 @@ class Monitor:
 
     def _take_sample(self, numbers: Sequence[float]) -> tuple[dict[str, Sequence[float]], Sequence[float]]:
         """A sample's rows by name, and what came behind them."""
-        names = ["param", "update", "bad"] + (["grad", "clipped_units"] if self.source.rewriting is not None else [])
+        names = ["param", "update", "bad"] + (["grad", "clipped_units"] if self.source.before_norm is not None else [])
         count = len(self.source.names)
         rows = {name: numbers[i * count :][:count] for i, name in enumerate(names)}
         for name in ("param", "update", "grad"):  # of sums of squares, the norms

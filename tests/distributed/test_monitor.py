@@ -22,6 +22,7 @@ POLICIES: dict[str, Any] = {
     "parameter": {"clip": clip.PerParameterNorm(0.2)},
     "ada_gc": {"clip": clip.AdaGC(warmup=2, beta=0.5, ratio=0.9)},
     "value": {"clip": clip.Value(0.05)},
+    "agc": {"clip": clip.AGC(0.02, vectors=False)},
 }
 
 
@@ -36,7 +37,8 @@ def run(module: torch.nn.Module, alone: bool, kind: Any = gradfast.SGD, **option
 
 
 def numbers(monitor: Monitor) -> torch.Tensor:
-    rows = [monitor.last[name] for name in ("grad", "clipped", "param", "update", "bad")]
+    names = ("grad", "clipped", "param", "update", "bad", "clipped_units")
+    rows = [monitor.last[name] for name in names if name in monitor.last]
     return torch.tensor(rows, dtype=torch.float64)
 
 

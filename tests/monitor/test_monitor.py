@@ -229,7 +229,7 @@ def test_how_often_each_parameter_was_clipped_by_hand() -> None:
 
 
 @pytest.mark.parametrize("policy, share", [(clip.AGC(0.1, vectors=False), 3 / 9), (clip.Value(0.5), 12 / 40)])
-def test_policies_that_rewrite_count_units_of_the_sampled_step(policy: Any, share: float) -> None:
+def test_policies_before_the_norm_count_units_of_the_sampled_step(policy: Any, share: float) -> None:
     model, sink = net(), Memory()
     optimizer = gradfast.SGD(model.named_parameters(), lr=0.1, clip=policy)
     Monitor(optimizer, model, every=1, sinks=[sink])

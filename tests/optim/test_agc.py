@@ -398,6 +398,26 @@ def test_policies_behind_see_what_it_leaves(name: str) -> None:
     assert optimizer.skipped_steps == reference.skipped_steps
 
 
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_elements_are_clamped_first(scale: float) -> None:
+    """`Chain(Value, AGC)`: units of what clamping leaves, for tensors of every kind of loop."""
+    named = tensors({**SHAPES, "wide": (3, 100_001), "turned": (7, 5)})
+    turned = named["turned"].detach().t().contiguous().t()
+    turned.grad, named["turned"] = named["turned"].grad, turned
+    for p in named.values():
+        p.grad *= scale
+    before = copies(named)
+    for p in before.values():
+        p.grad = (p.grad / scale).clamp(-0.5, 0.5)
+    left = after_agc(before)
+    optimizer = gradfast.SGD(named.items(), lr=1.0, clip=clip.Chain(clip.Value(0.5), clip.AGC(0.3)))
+    optimizer.grad_scale = torch.tensor(scale)
+    optimizer.step()
+    for name, p in named.items():
+        torch.testing.assert_close(p, before[name] - left[name], rtol=1e-12, atol=1e-14)
+    assert optimizer.grad_norm.item() == pytest.approx(norm_of(left), rel=1e-12)
+
+
 def test_limits_of_groups_are_for_what_it_leaves() -> None:
     named = tensors({"a": (4, 5), "b": (3, 3)})
     before, left = copies(named), after_agc(named, clipping=5.0)
