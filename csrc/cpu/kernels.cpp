@@ -123,7 +123,7 @@ struct MeasureLoop {
 // fp16 is widened by the processor's own instructions, which compilers do not find in a loop over single elements: a
 // block at a time, in the first-level cache.
 template <class NormRule>
-double measure_half(const void* gradients, std::int64_t length, double p) {
+double measure_half(const void* gradients, std::int64_t length, double p, double limit) {
   constexpr std::int64_t kBlock = 2048;
   static const auto measure = best_of<MeasureLoop<NormRule, float>>();
   const auto* stored = static_cast<const Half*>(gradients);
@@ -132,7 +132,7 @@ double measure_half(const void* gradients, std::int64_t length, double p) {
   for (std::int64_t done = 0; done < length; done += kBlock) {
     const std::int64_t count = std::min(kBlock, length - done);
     widen_block(Format::float16, stored + done, block, count);
-    total = NormRule::join(total, measure(block, count, p));
+    total = NormRule::join(total, measure(block, count, p, limit));
   }
   return total;
 }
