@@ -155,8 +155,8 @@ class Replicated(_Several):
 class Sharded(_Several):
     """A shard on each process, a residual block or the like at a time: FSDP2.
 
-    Raises:
-        UserError: a parameter is a single number, which FSDP2 cannot shard.
+    Parameters that are single numbers, such as Fixup's, cannot be cut: each process has all of them, and `join`
+    averages their gradients.
     """
 
     kind = "fsdp"
@@ -164,26 +164,33 @@ class Sharded(_Several):
 
     def __init__(self, model: nn.Module, world: World) -> None:
         super().__init__(model, world)
+        self.numbers = [parameter for parameter in model.parameters() if parameter.dim() == 0]
         self.add(model)
 
     def add(self, model: nn.Module) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 0:
-                raise UserError(f"--parallel fsdp cannot shard {name}, which is a single number; use --parallel ddp")
         for tensor in (*model.parameters(), *model.buffers()):
             distributed.broadcast(tensor.detach(), src=0)
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world.size,))
+        numbers = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         # Shards after the forward pass, too: what is measured or saved between steps is then always sharded.
-        for block in blocks_of(model):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+        for block in (*blocks_of(model), model):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=numbers)
 
     def synchronising(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def join(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        gradients = [parameter.grad for parameter in self.numbers if parameter.grad is not None]
+        if gradients:
+            means = self.world.add_up(torch.stack(gradients)) / self.world.size
+            for gradient, mean in zip(gradients, means):
+                gradient.copy_(mean)
+        return super().join(losses)
 
     def whole(self, state: Any) -> Any:
         if isinstance(state, Mapping):
