@@ -173,7 +173,8 @@ class ClippedOptimizer(StepReport, Optimizer):
         under_scaler = apply_scaling(self, settings)
         self.precision.apply(settings)
         if self._policy_state is not None:
-            self._policy_state.give_to(settings, self.param_groups[0]["params"][0].device)
+            held = self._engine_parameters  # none on a rank that has nothing of the model
+            self._policy_state.give_to(settings, held[0].device if held else torch.device("cpu"))
             if self._policy_state.policy.rewrites_gradients:
                 with torch.no_grad():
                     self._policy_state.policy.rewrite_(self._engine_parameters, self._engine_names, settings.loss_scale)
@@ -284,6 +285,8 @@ class ClippedOptimizer(StepReport, Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         check_l1(self.param_groups[-1])
+        if self._policy_state is not None:
+            self._policy_state.grow_to(sum(len(group["params"]) for group in self.param_groups))
         if "_engine" in self.__dict__:
             self._forget_engine()
 

@@ -63,8 +63,15 @@ class PolicyState:
                     self.policy,
                 )
             return
-        if saved["policy"] != repr(self.policy) or saved["values"].numel() != self.values.numel():
+        if saved["policy"] != repr(self.policy):
             _log.warning("%r begins anew: the checkpoint holds the state of %s", self.policy, saved["policy"])
+            return
+        if saved["values"].numel() != self.values.numel():
+            _log.warning(
+                "%r begins anew: the checkpoint holds its state for another number of parameters than %d",
+                self.policy,
+                self.parameters,
+            )
             return
         self.values.copy_(saved["values"])
 

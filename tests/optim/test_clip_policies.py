@@ -229,3 +229,16 @@ def test_as_a_function_for_any_optimiser() -> None:
 def test_a_function_needs_a_gradient() -> None:
     with pytest.raises(ValueError, match="backward"):
         clip.ZClip().apply_([torch.zeros(3)])
+
+
+@pytest.mark.parametrize("policy", [clip.ZClip(warmup=2), clip.AdaGC(warmup=2), clip.Value(0.1)])
+def test_an_empty_group_in_front(policy: clip.Policy) -> None:
+    results = []
+    for groups in ([{"params": []}], []):
+        parameter = torch.ones(4, dtype=torch.float64)
+        optimizer = gradfast.SGD([*groups, {"params": [parameter]}], lr=0.1, clip=policy)
+        for step in range(5):
+            parameter.grad = torch.full_like(parameter, 1.0 + step)
+            optimizer.step()
+        results.append(parameter)
+    assert torch.equal(*results)

@@ -137,6 +137,30 @@ def test_a_group_added_later_keeps_the_memory_of_the_others() -> None:
     assert (after[1:4] / before[1:4] - 1).abs().max() < 0.2
 
 
+def test_memory_is_loaded_for_a_group_added_before(caplog: pytest.LogCaptureFixture) -> None:
+    def fresh() -> tuple[list[Tensor], gradfast.SGD]:
+        parameters = [torch.ones(3), torch.ones(4)]
+        optimizer = gradfast.SGD(parameters[:1], lr=0.1, clip=clip.AdaGC(warmup=1))
+        optimizer.add_param_group({"params": parameters[1:]})
+        return parameters, optimizer
+
+    parameters, optimizer = fresh()
+    assert len(optimizer.state_dict()["clip_state"]["values"]) == 3
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    saved = optimizer.state_dict()
+    _, resumed = fresh()
+    resumed.load_state_dict(saved)
+    assert torch.equal(resumed.state_dict()["clip_state"]["values"], saved["clip_state"]["values"])
+    assert not caplog.records
+    gradfast.SGD(parameters[:1], lr=0.1, clip=clip.AdaGC(warmup=1)).load_state_dict(
+        {**saved, "param_groups": saved["param_groups"][:1], "state": {}}
+    )
+    assert "begins anew: the checkpoint holds its state for another number of parameters than 1" in caplog.text
+
+
 def test_must_stand_last() -> None:
     with pytest.raises(ValueError, match="last"):
         clip.Chain(clip.PerParameterNorm(1.0), clip.GlobalNorm(1.0))
