@@ -20,6 +20,10 @@ struct Changing {
   }
 };
 
+GF_DEVICE double loss_scale_of(const Header& header) {
+  return header.loss_scale ? static_cast<double>(*header.loss_scale) : 1.0;
+}
+
 // The chunks of one block.
 struct Share {
   std::int32_t first, last;
@@ -27,6 +31,11 @@ struct Share {
   GF_DEVICE explicit Share(const Header& header)
       : first(header.shares[block_index()]), last(header.shares[block_index() + 1]) {}
 };
+
+// Which loops take a tensor: those over dense arrays, or those over elements that a Layout finds; or, where it is
+// clipped by units, those of measure_units.cuh and update_units.cuh.
+GF_DEVICE bool is_dense(const TensorEntry& tensor) { return tensor.layout < 0 && tensor.weights < 0; }
+GF_DEVICE bool is_strided(const TensorEntry& tensor) { return tensor.layout >= 0 && tensor.weights < 0; }
 
 // Stands for the storage type of tensors whose arrays have several: TensorEntry::formats says which. Computed in fp32.
 struct Mixed {};

@@ -17,6 +17,37 @@ GF_DEVICE double block_join(BlockMemory& memory, const Norm& norm, double value)
   return value;
 }
 
+// The sums of a unit of which pieces lie from `first` on: those of every `stride`-th from number `from` on.
+GF_DEVICE UnitSums sums_of_pieces(const Header& header, std::int64_t first, int pieces, int from, int stride) {
+  UnitSums sums;
+  GF_NO_UNROLL
+  for (int p = from; p < pieces; p += stride) {
+    const UnitSums& piece = header.unit_sums[first + p];
+    sums = join(sums, {load_shared_by_blocks(&piece.gradients), load_shared_by_blocks(&piece.weights)});
+  }
+  return sums;
+}
+
+// The unit's factor, by one warp, in every lane.
+GF_DEVICE double factor_of_unit(const Header& header, std::int64_t first, int pieces) {
+  const UnitSums sums = warp_join(sums_of_pieces(header, first, pieces, lane_index(), kWarpSize));
+  return unit_factor(header.clip.units, sums, loss_scale_of(header));
+}
+
+// AGC: the sum of squares after clipping of the units that begin in one of every `stride`-th chunk and go on in the
+// next.
+GF_DEVICE_CALL double crossing_sum(const Header& header, int chunk, int last, int stride) {
+  double sum = 0;
+  GF_NO_UNROLL
+  for (; chunk < last; chunk += stride) {
+    const ChunkUnits& units = header.chunk_units[chunk];
+    if (!units.begins_crossing()) continue;
+    const UnitSums sums = sums_of_pieces(header, units.first_piece + units.pieces - 1, 1 + units.beyond, 0, 1);
+    sum += clipped_square(sums, unit_factor(header.clip.units, sums, loss_scale_of(header)));
+  }
+  return sum;
+}
+
 // The sum of powers over all elements of all tensors.
 GF_DEVICE double total_sum(const Header& header, BlockMemory& memory) {
   if (header.total) return *header.total;
@@ -24,6 +55,7 @@ GF_DEVICE double total_sum(const Header& header, BlockMemory& memory) {
   for (int chunk = thread_index(); chunk < header.chunk_count; chunk += kThreads) {
     sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
   }
+  if (header.chunk_units) sum += crossing_sum(header, thread_index(), header.chunk_count, kThreads);
   return block_join(memory, header.norm, sum);
 }
 
@@ -40,7 +72,10 @@ GF_DEVICE double join_chunks(const Header& header, const Norm& norm, const doubl
 
 // The sum of powers of one tensor, by one warp, in every lane.
 GF_DEVICE double tensor_sum(const Header& header, int tensor) {
-  return join_chunks(header, header.norm, header.partials, tensor);
+  const double sum = join_chunks(header, header.norm, header.partials, tensor);
+  if (!header.chunk_units) return sum;
+  const std::int32_t first = header.tensors[tensor].first_chunk, last = header.tensors[tensor + 1].first_chunk;
+  return sum + warp_join<NormTwo>(crossing_sum(header, first + lane_index(), last, kWarpSize));
 }
 
 // The first slot whose sum is not finite, or -1. Asked for by one block, and only when something went wrong.
@@ -58,9 +93,8 @@ GF_DEVICE std::int32_t first_nonfinite_slot(const Header& header, BlockMemory& m
 }
 
 GF_DEVICE_CALL ClipDecision decide(const Header& header, double sum) {
-  const double loss_scale = header.loss_scale ? static_cast<double>(*header.loss_scale) : 1.0;
   const bool found_infinite = header.found_infinite && *header.found_infinite != 0.0f;
-  return decide(header.clip, finish(header.norm, sum), loss_scale, found_infinite);
+  return decide(header.clip, finish(header.norm, sum), loss_scale_of(header), found_infinite);
 }
 
 // The norm of the gradients of one group in memory, by one warp, in every lane.
@@ -70,6 +104,7 @@ GF_DEVICE double group_norm(const Header& header, std::int32_t group) {
   for (int chunk = lane_index(); chunk < header.chunk_count; chunk += kWarpSize) {
     if (header.tensors[header.chunks[chunk].tensor].group != group) continue;
     sum = join(header.norm, sum, load_shared_by_blocks(header.partials + chunk));
+    if (header.chunk_units) sum += crossing_sum(header, chunk, chunk + 1, 1);
   }
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum = join(header.norm, sum, shuffle_xor(sum, mask));
   return finish(header.norm, sum);

@@ -101,6 +101,13 @@ GF_DEVICE double warp_join(double value) {
   return value;
 }
 
+GF_DEVICE UnitSums warp_join(UnitSums sums) {
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+    sums = join(sums, {shuffle_xor(sums.gradients, mask), shuffle_xor(sums.weights, mask)});
+  }
+  return sums;
+}
+
 // The same for gradients that do not lie densely, one at a time.
 template <class Kind, class Storage>
 GF_DEVICE double measure_strided(const Storage* g, const Layout& layout, std::int64_t first, int length, int lane,
@@ -145,26 +152,19 @@ template <class Kind, class Storage, class Kept>
 GF_DEVICE void measure_chunks(const Header& header, Changing changing, Share share, Kept kept) {
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
-    if (header.tensors[header.chunks[c].tensor].layout >= 0) continue;
+    if (!is_dense(header.tensors[header.chunks[c].tensor])) continue;
     measure_chunk<Kind, Storage>(header, changing, c, kept);
   }
 }
 
-// Those of the others. They are few: in a function of its own, their index arithmetic takes no registers from above.
+// Those that a Layout finds.
 template <class Kind, class Storage>
-GF_DEVICE_CALL void measure_strided_chunks(const Header& header, Changing changing, Share share) {
+GF_DEVICE void measure_strided_chunks(const Header& header, Changing changing, Share share) {
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
-    if (header.tensors[header.chunks[c].tensor].layout < 0) continue;
+    if (!is_strided(header.tensors[header.chunks[c].tensor])) continue;
     measure_strided_chunk<Kind, Storage>(header, changing, c);
   }
-}
-
-// Phase 1 of this block. `kept(chunk, g)` says where the chunk's gradients `g` are to be kept, if anywhere.
-template <class Kind, class Storage, class Kept>
-GF_DEVICE void measure(const Header& header, Changing changing, Share share, Kept kept) {
-  measure_chunks<Kind, Storage>(header, changing, share, kept);
-  if (header.layouts) measure_strided_chunks<Kind, Storage>(header, changing, share);
 }
 
 }  // namespace gradfast::cuda

@@ -11,21 +11,6 @@ namespace gradfast::cuda {
 
 inline constexpr int kSecondMoments = kFirstState + 1;
 
-// An array from its element `offset` on. `format` counts where the storage is mixed.
-template <class Storage>
-GF_DEVICE auto array_from(const void* start, Format format, std::int64_t offset) {
-  if constexpr (std::is_same_v<Storage, Mixed>) {
-    return MixedArray(const_cast<void*>(start), format, offset);
-  } else {
-    return static_cast<const Storage*>(start) + offset;
-  }
-}
-
-template <class Storage>
-GF_DEVICE Arithmetic<Storage> load_one(const Storage* array, std::int64_t element) {
-  return static_cast<Arithmetic<Storage>>(widen(array[element]));
-}
-
 template <class Rule, class A>
 GF_DEVICE A square_one(const typename Rule::template Constants<A>& constants, A g, A v) {
   return Rule::squared_update(constants, clamp(g, constants.clip.limit), v);
@@ -121,8 +106,7 @@ GF_DEVICE double square_chunk(const ConstantsOf<Rule, Storage>& constants, const
 template <class Rule, class Storage>
 GF_DEVICE_CALL void make_unclipped_constants(const Header& header, const GroupEntry& group, float updates,
                                              unsigned char* result) {
-  const double scale = header.loss_scale ? 1.0 / static_cast<double>(*header.loss_scale) : 1.0;
-  make_constants<Rule, Storage>(header, group, updates, scale, 1.0, result);
+  make_constants<Rule, Storage>(header, group, updates, 1.0 / loss_scale_of(header), 1.0, result);
 }
 
 template <class Rule, class Storage>

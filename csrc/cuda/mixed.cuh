@@ -62,6 +62,21 @@ GF_DEVICE void store_one(const MixedArray& array, std::int64_t element, float va
   }
 }
 
+// An array of any storage, from its element `offset` on. `format` counts where the storage is mixed.
+template <class Storage>
+GF_DEVICE auto array_from(const void* start, Format format, std::int64_t offset) {
+  if constexpr (std::is_same_v<Storage, Mixed>) {
+    return MixedArray(const_cast<void*>(start), format, offset);
+  } else {
+    return static_cast<const Storage*>(start) + offset;
+  }
+}
+
+template <class Storage>
+GF_DEVICE Arithmetic<Storage> load_one(const Storage* array, std::int64_t element) {
+  return static_cast<Arithmetic<Storage>>(widen(array[element]));
+}
+
 // ---- four elements -------------------------------------------------------------------------------------------------
 
 // As they are stored: four words, or two. `streaming` where it is read once, from global memory.
@@ -226,7 +241,7 @@ GF_DEVICE void update_mixed_dense(const Header& header, Changing changing, Share
   for (int c = share.last - 1 - warp_index(); c >= share.first; c -= kWarps) {
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& entry = header.tensors[chunk.tensor];
-    if (entry.layout >= 0) continue;
+    if (!is_dense(entry)) continue;
     const auto& constants = prepare<Rule, Mixed>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     const MixedTensor<Rule> tensor(header, entry);
     MixedArray g = tensor.gradients(changing.gradients[chunk.tensor], chunk.offset);
@@ -242,14 +257,14 @@ GF_DEVICE void update_mixed_dense(const Header& header, Changing changing, Share
 }
 
 template <class Rule>
-GF_DEVICE_CALL void update_mixed_strided(const Header& header, Changing changing, Share share, double scale,
-                                         unsigned char* constants_of_warp) {
+GF_DEVICE void update_mixed_strided(const Header& header, Changing changing, Share share, double scale,
+                                    unsigned char* constants_of_warp) {
   Prepared prepared;
   GF_NO_UNROLL
   for (int c = share.last - 1 - warp_index(); c >= share.first; c -= kWarps) {
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& entry = header.tensors[chunk.tensor];
-    if (entry.layout < 0) continue;
+    if (!is_strided(entry)) continue;
     const auto& constants = prepare<Rule, Mixed>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     const MixedTensor<Rule> tensor(header, entry);
     const MixedArray g = tensor.gradients(changing.gradients[chunk.tensor], 0);
@@ -260,13 +275,6 @@ GF_DEVICE_CALL void update_mixed_strided(const Header& header, Changing changing
       update_one(constants, tensor, g, number, [&](int array) { return layout.offset(number, array); });
     }
   }
-}
-
-template <class Rule, class Kept>
-GF_DEVICE void update_mixed(const Header& header, Changing changing, Share share, double scale,
-                            unsigned char* constants_of_warp, Kept kept) {
-  update_mixed_dense<Rule>(header, changing, share, scale, constants_of_warp, kept);
-  if (header.layouts) update_mixed_strided<Rule>(header, changing, share, scale, constants_of_warp);
 }
 
 }  // namespace gradfast::cuda

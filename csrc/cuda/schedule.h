@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "plan/chunk.h"
 #include "plan/problem.h"
+#include "plan/units.h"
 #include "table.h"
 
 namespace gradfast::cuda {
@@ -27,6 +28,7 @@ struct Schedule {
   std::vector<std::int32_t> first_chunks;  // of each tensor, and the number of chunks
   std::vector<ChunkEntry> chunks;
   std::vector<Segment> segments;
+  UnitPlan units;  // of AGC, with no chunks where nothing is clipped by units
 };
 
 // A chunk is one warp's work. Small ones share out evenly, large ones leave fewer partial sums for every block to read:
@@ -50,7 +52,11 @@ inline Schedule make_schedule(const Problem& problem) {
                    [&](std::int32_t a, std::int32_t b) { return kind(a) < kind(b); });
 
   std::vector<std::int64_t> sizes;
-  for (const std::int32_t slot : schedule.slots) sizes.push_back(problem.slots[slot].elements);
+  std::vector<std::int64_t> row_lengths;
+  for (const std::int32_t slot : schedule.slots) {
+    sizes.push_back(problem.slots[slot].elements);
+    row_lengths.push_back(problem.slots[slot].row_length);
+  }
   const std::int64_t elements = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   const Plan plan = make_plan(sizes, chunk_elements(elements), elements);
   const auto tensors = static_cast<std::int32_t>(sizes.size());
@@ -59,6 +65,7 @@ inline Schedule make_schedule(const Problem& problem) {
     schedule.chunks.push_back({chunk.tensor, chunk.length, chunk.offset, -1});
     ++schedule.first_chunks[chunk.tensor + 1];
   }
+  schedule.units = plan_units(plan.chunks, row_lengths);
   std::partial_sum(schedule.first_chunks.begin(), schedule.first_chunks.end(), schedule.first_chunks.begin());
 
   for (std::int32_t first = 0, last; first < tensors; first = last) {
@@ -93,8 +100,8 @@ inline std::vector<std::int32_t> share_out(const std::vector<ChunkEntry>& chunks
 }
 
 // Decides which chunks of each block keep their gradients in `capacity` bytes of shared memory: the first ones, which
-// leave the L2 cache first. `sizes`: bytes of a gradient of each tensor, 0 if it is not dense. Returns the bytes that
-// the fullest block uses.
+// leave the L2 cache first. `sizes`: bytes of a gradient of each tensor, 0 if it is not to be kept. Returns the bytes
+// that the fullest block uses.
 inline int keep_gradients(std::vector<ChunkEntry>& chunks, const std::vector<std::int32_t>& shares,
                           const std::vector<int>& sizes, int capacity) {
   int most = 0;

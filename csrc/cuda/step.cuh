@@ -1,9 +1,9 @@
 // The kernels. One step is
 //
 //   phase 1   every block sums the powers of its chunks, and the squares of their updates where those are clipped, and
-//             keeps gradients in shared memory while they fit
+//             keeps gradients in shared memory while they fit; AGC's units in one chunk get their factors
 //   barrier   of the whole grid
-//   decision  from the sum of all, the same in every block
+//   decision  from the sum of all, the same in every block, after the units that cross chunks have got theirs
 //   phase 2   every block updates its chunks, last read first, which L2 still holds; first read last, which were kept
 //
 // all in step_kernel where the grid is resident, and otherwise phase 1 in measure_kernel (in step_kernel where it needs
@@ -11,9 +11,11 @@
 #pragma once
 
 #include "decide.cuh"
+#include "measure_units.cuh"
 #include "measure_updates.cuh"
 #include "mixed.cuh"
 #include "update.cuh"
+#include "update_units.cuh"
 
 namespace gradfast::cuda {
 
@@ -26,6 +28,48 @@ GF_DEVICE Storage* kept_gradients(const ChunkEntry& chunk, const Storage* g) {
   return reinterpret_cast<Storage*>(shared_memory() + sizeof(BlockMemory) + chunk.kept + past_boundary);
 }
 
+// Phase 1 of the chunks that are not read as dense vectors. They are few: in a function of their own, their index
+// arithmetic takes no registers from the main loop.
+template <class Kind, class Storage>
+GF_DEVICE_CALL void measure_others(const Header& header, Changing changing, Share share) {
+  if (header.layouts) measure_strided_chunks<Kind, Storage>(header, changing, share);
+  if constexpr (std::is_same_v<Kind, NormTwo>) {  // the norm that AGC needs
+    if (header.chunk_units) measure_units<Storage>(header, changing, share);
+  }
+}
+
+// Phase 1 of this block. `kept(chunk, g)` says where the chunk's gradients `g` are to be kept, if anywhere.
+template <class Kind, class Storage, class Kept>
+GF_DEVICE void measure(const Header& header, Changing changing, Share share, Kept kept) {
+  measure_chunks<Kind, Storage>(header, changing, share, kept);
+  if (header.layouts || header.chunk_units) measure_others<Kind, Storage>(header, changing, share);
+}
+
+// Phase 2, likewise.
+template <class Rule, class Storage>
+GF_DEVICE_CALL void update_others(const Header& header, Changing changing, Share share, double scale,
+                                  unsigned char* constants) {
+  if (header.layouts) {
+    if constexpr (std::is_same_v<Storage, Mixed>) {
+      update_mixed_strided<Rule>(header, changing, share, scale, constants);
+    } else {
+      update_strided_chunks<Rule, Storage>(header, changing, share, scale, constants);
+    }
+  }
+  if (header.chunk_units) update_units<Rule, Storage>(header, changing, share, scale, constants);
+}
+
+template <class Rule, class Storage, class Kept>
+GF_DEVICE void update(const Header& header, Changing changing, Share share, double scale, unsigned char* constants,
+                      Kept kept) {
+  if constexpr (std::is_same_v<Storage, Mixed>) {
+    update_mixed_dense<Rule>(header, changing, share, scale, constants, kept);
+  } else {
+    update_chunks<Rule, Storage>(header, changing, share, scale, constants, kept);
+  }
+  if (header.layouts || header.chunk_units) update_others<Rule, Storage>(header, changing, share, scale, constants);
+}
+
 // Phase 1 of this block, as far as this launch has the tasks.
 template <class Rule, class Storage, class Kept>
 GF_DEVICE void measure_step(const Header& header, Changing changing, BlockMemory& memory, Share share, Kept kept) {
@@ -35,7 +79,9 @@ GF_DEVICE void measure_step(const Header& header, Changing changing, BlockMemory
       return;
     }
   }
-  if (header.tasks & kMeasure) measure<NormTwo, Storage>(header, changing, share, kept);
+  if (header.tasks & kMeasure) {
+    measure<NormTwo, Storage>(header, changing, share, kept);
+  }
 }
 
 template <class Rule, class Storage>
@@ -61,12 +107,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (thread_index() == 0) memory.sum = sum;
   if (header.each_tensor && !decision.skip) scale_tensors<ClipsUpdates<Rule>>(header, changing, memory, share);
   if (!decision.skip) {
-    unsigned char* constants = memory.constants[warp_index()];
-    if constexpr (std::is_same_v<Storage, Mixed>) {
-      update_mixed<Rule>(header, changing, share, decision.scale, constants, kept);
-    } else {
-      update<Rule, Storage>(header, changing, share, decision.scale, constants, kept);
-    }
+    update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
   }
   finish_step(header, memory);
 }

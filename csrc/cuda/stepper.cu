@@ -160,7 +160,8 @@ class Stepper::Implementation {
     report_launch_.kernel = report_kernels();
     report_launch_.blocks = blocks_for(schedule_.slots.size(), device_.multiprocessors);
     make_tensors(problem);
-    workspace_.reserve((2 * schedule_.chunks.size() + 3 * schedule_.slots.size() + 1) * sizeof(double));
+    const auto pieces = static_cast<std::size_t>(schedule_.units.pieces);
+    workspace_.reserve((2 * schedule_.chunks.size() + 3 * schedule_.slots.size() + 3 * pieces + 1) * sizeof(double));
     layouts_ = problem.layouts;
     scheduled_ = true;
   }
@@ -205,9 +206,10 @@ class Stepper::Implementation {
     launch.blocks = blocks_for(schedule_.chunks.size(), device_.multiprocessors * per_multiprocessor);
     const std::vector<std::int32_t> shares =
         share_out(schedule_.chunks, 0, static_cast<std::int32_t>(schedule_.chunks.size()), launch.blocks);
-    std::vector<int> sizes;  // of dense gradients' elements
+    std::vector<int> sizes;  // of the elements of gradients that the main loops read
     for (const std::int32_t s : schedule_.slots) {
-      sizes.push_back(problem.slots[s].layout < 0 ? element_size(problem.slots[s].dtype) : 0);
+      const Slot& slot = problem.slots[s];
+      sizes.push_back(slot.layout < 0 && slot.row_length == 0 ? element_size(slot.dtype) : 0);
     }
     const int available = std::min(device_.shared_per_block,
                                    device_.shared_per_multiprocessor / per_multiprocessor - device_.shared_reserved);
@@ -228,6 +230,8 @@ class Stepper::Implementation {
       tensors_[t].layout = slot.layout;
       tensors_[t].slot = schedule_.slots[t];
       tensors_[t].number = static_cast<std::int32_t>(slot.number);
+      tensors_[t].weights = slot.row_length > 0 ? slot.weights : -1;
+      tensors_[t].row_length = slot.row_length;
       tensors_[t].first_chunk = schedule_.first_chunks[t];
       tensors_[t].formats = slot.formats;
     }
@@ -243,17 +247,24 @@ class Stepper::Implementation {
     write_changing(problem);
   }
 
+  // Chunks, layouts, the chunks' units and all launches' shares, one behind the other.
   void write_cut() {
-    const std::size_t chunks = schedule_.chunks.size() * sizeof(ChunkEntry);
-    const std::size_t layouts = layouts_.size() * sizeof(Layout);
-    std::vector<std::byte> bytes(chunks + layouts + (shares_.size() + 1) * sizeof(std::int32_t));
-    if (chunks > 0) std::memcpy(bytes.data(), schedule_.chunks.data(), chunks);
-    if (layouts > 0) std::memcpy(bytes.data() + chunks, layouts_.data(), layouts);
-    if (!shares_.empty()) {
-      std::memcpy(bytes.data() + chunks + layouts, shares_.data(), shares_.size() * sizeof(std::int32_t));
-    }
+    std::vector<std::byte> bytes;
+    const auto append = [&bytes](const auto& values) {
+      const auto* from = reinterpret_cast<const std::byte*>(values.data());
+      bytes.insert(bytes.end(), from, from + values.size() * sizeof(values[0]));
+    };
+    append(schedule_.chunks);
+    append(layouts_);
+    append(schedule_.units.chunks);
+    append(shares_);
+    bytes.resize(bytes.size() + sizeof(std::int32_t));  // not empty
     cut_table_.write(bytes.data(), bytes.size(), stream_, capturing_);
   }
+
+  std::size_t layouts_at() const { return schedule_.chunks.size() * sizeof(ChunkEntry); }
+  std::size_t units_at() const { return layouts_at() + layouts_.size() * sizeof(Layout); }
+  std::size_t shares_at() const { return units_at() + schedule_.units.chunks.size() * sizeof(ChunkUnits); }
 
   // Takes over the addresses of all arrays but the gradients; true if one is another than before.
   bool take_addresses(const Problem& problem) {
@@ -305,18 +316,23 @@ class Stepper::Implementation {
   }
 
   void fill_header(const Problem& problem, const double* total) {
-    const std::size_t chunks = schedule_.chunks.size() * sizeof(ChunkEntry);
     Header& header = arguments_->header;
     header = {};
     header.chunks = cut_table_.use<ChunkEntry>(capturing_);
-    header.layouts = layouts_.empty() ? nullptr : cut_table_.use<Layout>(capturing_, chunks);
+    header.layouts = layouts_.empty() ? nullptr : cut_table_.use<Layout>(capturing_, layouts_at());
     header.tensors = tensor_table_.use<TensorEntry>(capturing_);
     header.changing = in_arguments_ ? nullptr : changing_table_.use(capturing_);
     header.partials = partials();
     header.tensor_sums = tensor_sums();
-    header.tensor_scales = tensor_sums() + schedule_.slots.size();
-    header.update_partials = header.tensor_scales + schedule_.slots.size();
+    const std::size_t tensors = schedule_.slots.size();
+    header.tensor_scales = tensor_sums() + tensors;
+    header.update_partials = header.tensor_scales + tensors;
     header.tensor_rates = problem.clips_updates ? header.update_partials + schedule_.chunks.size() : nullptr;
+    if (schedule_.units.pieces > 0) {
+      header.chunk_units = cut_table_.use<ChunkUnits>(capturing_, units_at());
+      header.unit_sums = reinterpret_cast<UnitSums*>(header.update_partials + schedule_.chunks.size() + tensors);
+      header.unit_factors = reinterpret_cast<double*>(header.unit_sums + schedule_.units.pieces);
+    }
     header.report = report();
     header.finished = &fixed_.at<Fixed>()->finished;
     header.total = total;
@@ -335,10 +351,8 @@ class Stepper::Implementation {
 
   // False if the grid cannot be resident after all (another process may hold a part of the device): no second try.
   bool launch(const Launch& each, int tasks) {
-    const std::size_t shares = schedule_.chunks.size() * sizeof(ChunkEntry) + layouts_.size() * sizeof(Layout) +
-                               each.shares * sizeof(std::int32_t);
     Header& header = arguments_->header;
-    header.shares = cut_table_.use<std::int32_t>(capturing_, shares);
+    header.shares = cut_table_.use<std::int32_t>(capturing_, shares_at() + each.shares * sizeof(std::int32_t));
     header.tasks = tasks;
     header.first_tensor = each.first_tensor;
     header.last_tensor = each.last_tensor;

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "plan/problem.h"
+#include "plan/units.h"
 
 namespace gradfast::cuda {
 
@@ -37,6 +38,8 @@ struct TensorEntry {
   std::int32_t slot;         // where the tensor stands in Problem::slots
   std::int32_t first_chunk;  // its chunks end where the next tensor's begin; an entry more than tensors ends the last
   std::int32_t number;       // as in Slot
+  std::int32_t weights;      // as in Slot; -1: not clipped by units
+  std::int64_t row_length;   // as in Slot
   Formats formats;           // as in Slot, where the arrays are mixed
 };
 
@@ -61,13 +64,16 @@ struct Header {
   const ChunkEntry* chunks;
   const TensorEntry* tensors;
   const Layout* layouts;
-  const std::int32_t* shares;  // block b takes the chunks from shares[b] up to shares[b + 1]
-  const void* changing;        // the changing table in device memory; null: it follows the header
-  double* partials;            // sum of powers of each chunk
-  double* tensor_sums;         // in the order of Problem::slots
-  double* tensor_scales;       // in the order of the tensors, where a policy gives each a factor of its own
-  double* update_partials;     // update clipping: sum of squared updates of each chunk
-  double* tensor_rates;        // update clipping: factors on the learning rates, by tensor; null: none
+  const std::int32_t* shares;     // block b takes the chunks from shares[b] up to shares[b + 1]
+  const void* changing;           // the changing table in device memory; null: it follows the header
+  double* partials;               // sum of powers of each chunk
+  double* tensor_sums;            // in the order of Problem::slots
+  double* tensor_scales;          // in the order of the tensors, where a policy gives each a factor of its own
+  double* update_partials;        // update clipping: sum of squared updates of each chunk
+  double* tensor_rates;           // update clipping: factors on the learning rates, by tensor; null: none
+  const ChunkUnits* chunk_units;  // AGC: the pieces of units in each chunk; null: nothing is clipped by units
+  UnitSums* unit_sums;            // AGC: of each piece
+  double* unit_factors;           // AGC: of each piece that is a whole unit
   Report* report;
   std::uint32_t* finished;  // blocks of this launch that are done; zero between launches
   const double* total;      // a sum that the caller brings; null: the chunks' partial sums are added up

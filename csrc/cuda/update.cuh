@@ -213,7 +213,7 @@ GF_DEVICE void update_chunks(const Header& header, Changing changing, Share shar
   for (int c = share.last - 1 - warp_index(); c >= share.first; c -= kWarps) {
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& tensor = header.tensors[chunk.tensor];
-    if (tensor.layout >= 0) continue;
+    if (!is_dense(tensor)) continue;
     const auto& constants = prepare<Rule, Storage>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     ChunkArrays<Rule, Storage> arrays(tensor, changing.gradients[chunk.tensor], chunk.offset);
     if (const Storage* copy = kept(chunk, arrays.gradient)) arrays.gradient = copy;
@@ -221,28 +221,20 @@ GF_DEVICE void update_chunks(const Header& header, Changing changing, Share shar
   }
 }
 
-// Updates the others. They are few: see measure_strided_chunks.
+// Those that a Layout finds.
 template <class Rule, class Storage>
-GF_DEVICE_CALL void update_strided_chunks(const Header& header, Changing changing, Share share, double scale,
-                                          unsigned char* constants_of_warp) {
+GF_DEVICE void update_strided_chunks(const Header& header, Changing changing, Share share, double scale,
+                                     unsigned char* constants_of_warp) {
   Prepared prepared;
   GF_NO_UNROLL
   for (int c = share.last - 1 - warp_index(); c >= share.first; c -= kWarps) {
     const ChunkEntry chunk = header.chunks[c];
     const TensorEntry& tensor = header.tensors[chunk.tensor];
-    if (tensor.layout < 0) continue;
+    if (!is_strided(tensor)) continue;
     const auto& constants = prepare<Rule, Storage>(prepared, header, changing, chunk.tensor, scale, constants_of_warp);
     const ChunkArrays<Rule, Storage> arrays(tensor, changing.gradients[chunk.tensor], 0);
     update_strided(constants, arrays, header.layouts[tensor.layout], chunk.offset, chunk.length, lane_index());
   }
-}
-
-// Phase 2 of this block. `kept(chunk, g)` says where a copy of the chunk's gradients `g` was kept, if anywhere.
-template <class Rule, class Storage, class Kept>
-GF_DEVICE void update(const Header& header, Changing changing, Share share, double scale,
-                      unsigned char* constants_of_warp, Kept kept) {
-  update_chunks<Rule, Storage>(header, changing, share, scale, constants_of_warp, kept);
-  if (header.layouts) update_strided_chunks<Rule, Storage>(header, changing, share, scale, constants_of_warp);
 }
 
 }  // namespace gradfast::cuda

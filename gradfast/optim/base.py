@@ -175,9 +175,6 @@ class ClippedOptimizer(StepReport, Optimizer):
         if self._policy_state is not None:
             held = self._engine_parameters  # none on a rank that has nothing of the model
             self._policy_state.give_to(settings, held[0].device if held else torch.device("cpu"))
-            if self._policy_state.policy.rewrites_gradients:
-                with torch.no_grad():
-                    self._policy_state.policy.rewrite_(self._engine_parameters, self._engine_names, settings.loss_scale)
         if self._has_group_limits:
             settings.group_limits = group_limits(self.param_groups, self.max_norm)
         if self._clips_updates:

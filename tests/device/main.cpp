@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   if (wanted("policy")) test::run_policy_cases();
   if (wanted("update_clipping")) test::run_update_clipping_cases();
   if (wanted("element_limit")) test::run_element_limit_cases();
+  if (wanted("agc")) test::run_agc_cases();
   if (wanted("launch")) test::run_launch_cases();
   std::printf("%d passed, %d failed\n", test::passed, test::failed);
   return test::failed == 0 && test::passed > 0 ? 0 : 1;

@@ -84,22 +84,29 @@ void Model::fill(Tensor& tensor, int array, double from, double to) {
 }
 
 int Model::add(const Shape& shape, DType dtype, int group, float updates_so_far) {
-  Tensor tensor{shape, {}, 1, {}, false, {}, {}};
+  Tensor tensor{};
+  tensor.shape = shape;
   tensor.dtypes.fill(dtype);
   return add(shape, std::move(tensor), group, updates_so_far);
 }
 
 int Model::add_mixed(const Shape& shape, const gradfast::Formats& formats, int group, float updates_so_far) {
-  Tensor tensor{shape, {}, 1, formats, true, {}, {}};
+  Tensor tensor{};
+  tensor.shape = shape;
+  tensor.formats = formats;
+  tensor.mixed = true;
   for (int a = 0; a < kMaxArrays; ++a) tensor.dtypes[a] = dtype_of(formats.array[a]);
   return add(shape, std::move(tensor), group, updates_so_far);
 }
 
 int Model::add(const Shape& shape, Tensor tensor, int group, float updates_so_far) {
+  tensor.elements = 1;
   for (const std::int64_t size : shape.sizes) tensor.elements *= size;
   const int rule = problem_.groups[group].rule;
-  const bool in_place = rule == kClip;  // the gradient itself is updated
-  const int arrays = kFirstState + state_count(rule) + tensor.formats.has_copy;
+  const bool by_units = gradfast::clips_units(clip.units);
+  const bool in_place = tensor.in_place = rule == kClip;  // the gradient itself is updated
+  // Where that is clipped by units, the weights stand where states would.
+  const int arrays = kFirstState + state_count(rule) + tensor.formats.has_copy + (in_place && by_units);
   gradfast::Slot slot;
   for (int a = 0; a < arrays; ++a) {
     if (in_place && a == kGradient) {
@@ -124,6 +131,11 @@ int Model::add(const Shape& shape, Tensor tensor, int group, float updates_so_fa
   slot.step = reinterpret_cast<float*>(step->device);
   steps_.push_back(std::move(step));
   slot.elements = tensor.elements;
+  if (by_units) {
+    slot.row_length =
+        shape.sizes.size() > 1 && tensor.elements > 0 ? tensor.elements / shape.sizes[0] : tensor.elements;
+    slot.weights = in_place ? kFirstState : kParameter;
+  }
   slot.group = group;
   slot.dtype = tensor.dtypes[kGradient];
   slot.mixed = tensor.mixed;
@@ -144,14 +156,13 @@ int Model::add(const Shape& shape, Tensor tensor, int group, float updates_so_fa
 
 void Model::fill_gradients() {
   for (Tensor& tensor : tensors_) {
-    const int array = std::min<int>(kGradient, static_cast<int>(tensor.arrays.size()) - 1);
-    fill(tensor, array, -largest_gradient, largest_gradient);
+    fill(tensor, gradient_array(tensor), -largest_gradient, largest_gradient);
   }
 }
 
 void Model::set_gradient(int index, std::int64_t element, double value) {
   Tensor& tensor = tensors_[index];
-  const int array = std::min<int>(kGradient, static_cast<int>(tensor.arrays.size()) - 1);
+  const int array = gradient_array(tensor);
   encode(value, tensor.arrays[array]->host.data() + offset(tensor, array, element), tensor.dtypes[array]);
   tensor.arrays[array]->upload();
 }
@@ -169,7 +180,7 @@ double Model::stored(int index, int array, std::int64_t element) {
 void Model::move_gradients() {
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
     Tensor& tensor = tensors_[t];
-    if (tensor.arrays.size() <= kGradient) throw std::runtime_error("the gradient is the parameter");
+    if (tensor.in_place) throw std::runtime_error("the gradient is the parameter");
     auto moved = std::make_unique<Memory>(tensor.arrays[kGradient]->host.size());
     moved->host = tensor.arrays[kGradient]->host;
     moved->upload();
@@ -203,6 +214,7 @@ void Model::remember() {
     }
     steps_[t]->download();
     tensors_[t].updates_before = static_cast<float>(decode(steps_[t]->host.data(), DType::float32));
+    tensors_[t].unit_factors = find_unit_factors(t);
   }
 }
 
@@ -228,12 +240,41 @@ double Model::join(double a, double b) const {
   return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b);
 }
 
-double Model::gradient(const Tensor& tensor, std::int64_t element) const {
-  const int array = std::min<int>(kGradient, static_cast<int>(tensor.before.size()) - 1);
+int Model::gradient_array(const Tensor& tensor) { return tensor.in_place ? kParameter : kGradient; }
+
+double Model::clamped(const Tensor& tensor, std::int64_t element) const {
+  const int array = gradient_array(tensor);
   const double g = value(tensor, array, element);
   double limit = clip.element_limit * loss_scale;
   if (tensor.dtypes[array] != DType::float64) limit = static_cast<float>(limit);
   return std::fabs(g) > limit ? std::copysign(limit, g) : g;
+}
+
+double Model::gradient(const Tensor& tensor, std::int64_t element) const {
+  const double g = clamped(tensor, element);
+  if (tensor.unit_factors.empty()) return g;
+  const auto units = static_cast<std::int64_t>(tensor.unit_factors.size());
+  return g * tensor.unit_factors[element / (tensor.elements / units)];
+}
+
+// Brock et al. 2021, equation 3, with eps: unit by unit.
+std::vector<double> Model::find_unit_factors(std::size_t index) const {
+  const Tensor& tensor = tensors_[index];
+  const std::int64_t length = problem_.slots[index].row_length;
+  std::vector<double> factors;
+  for (std::int64_t first = 0; length > 0 && first < tensor.elements; first += length) {
+    long double gradients = 0, weights = 0;
+    for (std::int64_t e = first; e < first + length; ++e) {
+      const double g = clamped(tensor, e) / loss_scale;
+      const double w = value(tensor, tensor.in_place ? 1 : problem_.slots[index].weights, e);
+      gradients += g * g;
+      weights += w * w;
+    }
+    const double norm = std::sqrt(static_cast<double>(gradients));
+    const double largest = clip.units.clipping * std::fmax(std::sqrt(static_cast<double>(weights)), clip.units.eps);
+    factors.push_back(norm > largest ? largest / std::fmax(norm, 1e-6) : 1);
+  }
+  return factors;
 }
 
 double Model::sum_of(const Tensor& tensor) const {

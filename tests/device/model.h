@@ -48,7 +48,7 @@ class Model {
   explicit Model(std::uint32_t seed = 1) : random_(seed) {}
 
   gradfast::Norm norm;
-  gradfast::ClipSettings clip;
+  gradfast::ClipSettings clip;  // its units before tensors are added
   double loss_scale = 1;        // other than 1: given to the step, and the gradients carry it
   bool found_infinite = false;  // given to the step when true
   double largest_gradient = 1;
@@ -89,6 +89,7 @@ class Model {
   double expected_sum() const;
   double expected_sum(std::size_t tensor) const { return sum_of(tensors_[tensor]); }
   double expected_rate(std::size_t tensor) const;  // update clipping's factor on its learning rate
+  const std::vector<double>& expected_unit_factors(std::size_t tensor) const { return tensors_[tensor].unit_factors; }
   std::int64_t skipped_steps = 0;
 
  private:
@@ -98,15 +99,20 @@ class Model {
     std::int64_t elements;
     gradfast::Formats formats;  // where `mixed`
     bool mixed = false;
+    bool in_place = false;                        // the gradient is the parameter, and no array of its own
     std::vector<std::unique_ptr<Memory>> arrays;  // in the order of Slot::arrays
     std::vector<std::vector<std::byte>> before;   // their bytes when remember() was called
     float updates_before = 0;
+    std::vector<double> unit_factors;  // of the step to come; none where units are left alone
   };
 
   std::int64_t position(const Tensor& tensor, int array, std::int64_t element) const;
   std::size_t offset(const Tensor& tensor, int array, std::int64_t element) const;
   double value(const Tensor& tensor, int array, std::int64_t element) const;
-  double gradient(const Tensor& tensor, std::int64_t element) const;  // in memory, as the step clamps it
+  double gradient(const Tensor& tensor, std::int64_t element) const;  // in memory, as the step clips it before the norm
+  double clamped(const Tensor& tensor, std::int64_t element) const;
+  static int gradient_array(const Tensor& tensor);
+  std::vector<double> find_unit_factors(std::size_t index) const;
   double sum_of(const Tensor& tensor) const;
   double join(double a, double b) const;
   int add(const Shape& shape, Tensor tensor, int group, float updates_so_far);

@@ -142,3 +142,31 @@ def test_complex_parameters_are_refused_by_name() -> None:
         optimizer.step()
     with pytest.raises(NotImplementedError, match="no order to clip by"):
         clip.Value(1.0).apply_([parameter])
+
+
+def test_the_message_names_what_skipped() -> None:
+    """A policy behind it in a chain, or the parameter with the NaN."""
+    policy = clip.Chain(clip.Value(1e6), clip.GlobalNorm(1e9), clip.SkipSpikes(window=2))
+    assert isinstance(policy.decider(1), clip.SkipSpikes)
+    parameter = torch.zeros(6, dtype=torch.float64)
+    optimizer = gradfast.SGD([("head.bias", parameter)], lr=1.0, clip=policy)
+    for size in (1.0, 1.1, 1000.0):
+        parameter.grad = torch.full_like(parameter, size)
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert "SkipSpikes" in optimizer._explain_skip()
+    parameter.grad = torch.full_like(parameter, math.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps == 2
+    assert optimizer.nonfinite_parameter == "head.bias"
+
+
+def test_refusals() -> None:
+    for make_policy in (
+        lambda: clip.Chain(clip.GlobalNorm(1.0), clip.Value(1.0)),
+        lambda: clip.Value(math.inf),
+        lambda: clip.Value(0.0),
+        lambda: clip.Value(-1.0),
+    ):
+        with pytest.raises(ValueError):
+            make_policy()

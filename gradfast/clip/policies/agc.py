@@ -39,7 +39,6 @@ class AGC(Policy):
     """
 
     clips_before_norm = True
-    rewrites_gradients = True  # on CUDA, until its kernels know the rule
 
     def __init__(
         self, clipping: float = 0.01, eps: float = 1e-3, exclude: Iterable[str] = (), vectors: bool = True
@@ -62,20 +61,7 @@ class AGC(Policy):
         for name, parameter, takes in zip(names, parameters, taken):
             if takes and is_dtensor(parameter):
                 check_units_whole(name, parameter)
-        return [takes and not parameter.is_cuda for parameter, takes in zip(parameters, taken)]
-
-    def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
-        for name, parameter in zip(names, parameters, strict=True):
-            gradient = parameter.grad
-            if not parameter.is_cuda or gradient is None or gradient.numel() == 0 or not self._takes(name, parameter):
-                continue
-            if is_dtensor(parameter):
-                raise NotImplementedError(f"gradfast: AGC on CUDA takes no DTensors yet, and {name!r} is one")
-            weight_norm, gradient_norm = unit_norm(parameter.detach()), unit_norm(gradient)
-            scale = 1.0 if loss_scale is None else loss_scale.to(gradient.device, gradient_norm.dtype)
-            limit = self.clipping * scale * weight_norm.clamp(min=self.eps)
-            factor = limit / torch.maximum(gradient_norm, 1e-6 * scale * torch.ones_like(gradient_norm))
-            gradient.mul_(torch.where(gradient_norm > limit, factor, torch.ones_like(factor)))
+        return taken
 
     def count_clipped(self, name: str, weight: Tensor, gradient: Tensor, loss_scale: Tensor | float) -> Tensor:
         if gradient.numel() == 0 or not self._takes(name, weight):

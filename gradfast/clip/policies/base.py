@@ -39,7 +39,6 @@ class Policy:
     clips_before_norm: bool = False  # single elements or units: see count_clipped
     element_limit: float = math.inf  # of Value
     unit_clipping: tuple[float, float] = (math.inf, 0.0)  # ratio and eps of AGC
-    rewrites_gradients: bool = False  # in a pass of its own, before the norm is measured: see rewrite_
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None  # of apply_
@@ -51,15 +50,6 @@ class Policy:
     def program(self, parameters: int) -> list[PolicySettings]:
         """Return the policies to run in turn, for an optimiser of that many parameters."""
         raise NotImplementedError
-
-    def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
-        """Change the gradients in place before the norm is measured, where `rewrites_gradients`; nothing waits.
-
-        Args:
-            parameters: all of them, with and without gradients.
-            names: of the parameters.
-            loss_scale: the factor that the gradients carry, one element; None for 1.
-        """
 
     def by_units(self, names: Sequence[str], parameters: Sequence[Tensor]) -> list[bool]:
         """Say of each parameter whether `unit_clipping` is for its units.
@@ -98,8 +88,6 @@ class Policy:
         gradients = [listed[number].grad for number in numbers]
         if not gradients:
             raise ValueError("gradfast: there is no gradient to clip: call backward() before apply_()")
-        if self.rewrites_gradients:
-            self.rewrite_(listed, names, None)
         by_units = self.by_units(names, listed)
         weights = [listed[number].detach() if by_units[number] else None for number in numbers]
         chain = native.PolicyChain(self.program(len(listed)))

@@ -49,7 +49,6 @@ class Chain(Policy):
         self.policies = tuple(flat)
         self.clips_each_parameter = flat[-1].clips_each_parameter
         self.clips_before_norm = bool(self._first)
-        self.rewrites_gradients = any(policy.rewrites_gradients for policy in flat)
         self.element_limit = min(policy.element_limit for policy in flat)
         self.unit_clipping = min(policy.unit_clipping for policy in flat)  # where there is none the ratio is infinite
         self.norm_type = norm_types.pop() if norm_types else 2.0
@@ -61,11 +60,6 @@ class Chain(Policy):
 
     def program(self, parameters: int) -> list[PolicySettings]:
         return [settings for policy in self.policies for settings in policy.program(parameters)]
-
-    def rewrite_(self, parameters: Sequence[Tensor], names: Sequence[str], loss_scale: Tensor | None) -> None:
-        for policy in self._first:
-            if policy.rewrites_gradients:
-                policy.rewrite_(parameters, names, loss_scale)
 
     def by_units(self, names: Sequence[str], parameters: Sequence[Tensor]) -> list[bool]:
         return [any(taken) for taken in zip(*(policy.by_units(names, parameters) for policy in self.policies))]
