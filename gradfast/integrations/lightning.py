@@ -73,6 +73,11 @@ class ClipInStep(pl.Callback):
                 name = self.log_name if len(trainer.optimizers) == 1 else f"{self.log_name}_{number}"
                 pl_module.log(name, optimizer.grad_norm, on_step=True, on_epoch=False)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the limit back where fitting ends by an error or by Ctrl-C, too: a Trainer may be used again."""
+        if trainer.training:
+            self.on_fit_end(trainer, pl_module)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the limit back."""
         trainer.gradient_clip_val = self._trainers_value

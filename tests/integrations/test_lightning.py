@@ -86,6 +86,23 @@ def test_without_the_callback_fp16_clipping_is_refused_by_lightning_and_max_norm
     assert module.weight.tolist() == pytest.approx([-3.0, -4.0], rel=1e-6)
 
 
+def test_limits_are_given_back_after_an_error() -> None:
+    class Failing(Line):
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            if index == 1:
+                raise ValueError("in the middle")
+            return super().training_step(batch, index)
+
+    held: list[object] = []
+    module = Failing(sgd(max_norm=7.0))
+    module.on_train_start = lambda: held.append(module.trainer)
+    with pytest.raises(ValueError, match="in the middle"):
+        fit(module, steps=3, gradient_clip_val=5.0)
+    (trainer,) = held
+    assert trainer.gradient_clip_val == 5.0
+    assert trainer.optimizers[0].max_norm == 7.0
+
+
 def test_by_value_is_refused_with_what_to_do() -> None:
     with pytest.raises(UserError, match='use "norm"'):
         fit(Line(sgd()), gradient_clip_val=5.0, gradient_clip_algorithm="value")

@@ -64,7 +64,9 @@ def test_checkpoints_on_cuda(source: object, target: object, kind: dict) -> None
     second.load_state_dict(through_a_file(first[0].state_dict()))
     for optimizer in (second, first[1]):
         optimizer.step()
-    torch.testing.assert_close(parameters[0], parameters[1], rtol=1e-12, atol=1e-12)
+    # With capturable torch corrects the bias in float32, since the count of steps is a tensor of that.
+    tolerance = 1e-6 if "capturable" in kind else 1e-12
+    torch.testing.assert_close(parameters[0], parameters[1], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", [{"fused": True}, {"foreach": True}])

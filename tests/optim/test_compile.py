@@ -84,11 +84,35 @@ def test_step_alone_is_one_break_and_nothing_in_it_is_compiled(dynamo: dict) -> 
     assert dynamo["stats"]["unique_graphs"] == 2  # before the step, and after
 
 
-def test_clip_functions_break_no_graph(dynamo: dict) -> None:
-    """They are operators with a shape function: one graph, no break."""
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_clip_functions_break_no_graph(dynamo: dict, backend: str) -> None:
+    """They are operators with a shape function, and compile as one graph, with what is computed around them."""
+    weights = [torch.zeros(2), torch.zeros(3)]
 
-    def clipped(a: Tensor, b: Tensor) -> Tensor:
-        return torch.ops.gradfast.total_norm([a * 2, b], 2.0) + 1
+    def clipped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        weights[0].grad, weights[1].grad = a * 2, b + 0
+        before = gradfast.clip_grad_norm_(weights, 1.0)
+        gradfast.clip_grads_with_norm_(weights, 0.5, gradfast.get_total_norm([a * 2]) * 0 + 1)
+        gradfast.clip_grad_value_(weights, 0.25)
+        return before, weights[0].grad + weights[1].grad.sum()
 
-    compiled = torch.compile(clipped, backend="aot_eager", fullgraph=True)
-    assert compiled(torch.full((2,), 3.0), torch.zeros(3)).item() == pytest.approx(1 + 6 * 2**0.5)
+    compiled = torch.compile(clipped, backend=backend, fullgraph=True)
+    norm, left = compiled(torch.full((2,), 3.0), torch.zeros(3))
+    assert norm.item() == pytest.approx(6 * 2**0.5)
+    assert left.tolist() == pytest.approx([0.25, 0.25])  # 6 -> 1 / sqrt(2) -> half of that -> 1 / 4
+
+
+def test_under_compiled_autograd(dynamo: dict) -> None:
+    """The gradients are then written by a compiled graph, too; nothing that the step sees changes."""
+    weights = []
+    for compiled in (False, True):
+        model, optimizer = make("AdamW")
+        step = update(model, optimizer)
+        with torch._dynamo.config.patch(compiled_autograd=compiled, error_on_recompile=False):
+            step = torch.compile(step, backend="eager") if compiled else step
+            for number in range(3):
+                optimizer.zero_grad()
+                step(torch.full((4, 3), 0.1 * (number + 1), dtype=torch.float64))
+        weights.append([p.detach() for p in model.parameters()])
+    for mine, other in zip(*weights, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
