@@ -1,11 +1,13 @@
 // AGC: every unit's gradient held to a part of the norm of its weights, measured beside the norm in the launches of the
 // step. The model's oracle clips unit by unit in float64, and its checks see to it that the gradients' bytes stay.
 #include <cmath>
+#include <random>
 #include <string>
 
 #include "cases.h"
 #include "devices.h"
 #include "model.h"
+#include "plan/units.h"
 
 namespace test {
 namespace {
@@ -39,6 +41,57 @@ void add_all(Model& model, int group, DType dtype, bool misaligned) {
     Shape shape{sizes};
     for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
     model.add(shape, dtype, group, static_cast<float>(shift % 4));
+  }
+}
+
+// The plan against a count of single elements: of each unit, which pieces, and in how many chunks it lies.
+void plans() {
+  std::mt19937 random(50);
+  const auto up_to = [&](int most) { return static_cast<std::int64_t>(random() % (most + 1)); };
+  for (int round = 0; round < 300; ++round) {
+    std::vector<std::int64_t> sizes, row_lengths;
+    for (int t = 0; t < 5; ++t) {
+      const std::int64_t length = up_to(40), rows = up_to(12);
+      sizes.push_back(length * rows);
+      row_lengths.push_back(random() % 4 == 0 ? 0 : length);
+    }
+    const gradfast::Plan plan = gradfast::make_plan(sizes, 1 + up_to(50), 64);
+    const gradfast::UnitPlan units = gradfast::plan_units(plan.chunks, row_lengths);
+    std::int64_t pieces = 0;
+    bool good = units.chunks.empty() || units.chunks.size() == plan.chunks.size();
+    for (std::size_t c = 0; c < units.chunks.size(); ++c) {
+      const gradfast::Chunk& chunk = plan.chunks[c];
+      const gradfast::ChunkUnits& here = units.chunks[c];
+      const std::int64_t length = row_lengths[chunk.tensor];
+      good = good && here.first_piece == pieces;
+      std::int64_t offset = chunk.offset;
+      for (std::int32_t k = 0; k < here.pieces; ++k, ++pieces) {
+        const gradfast::Chunk piece = gradfast::piece_of(chunk, length, k);
+        const std::int64_t first = piece.offset / length * length;  // of its unit
+        const bool whole = first >= chunk.offset && first + length <= chunk.offset + chunk.length;
+        good = good && piece.offset == offset && piece.length > 0 && piece.offset + piece.length <= first + length &&
+               here.is_whole(k) == whole;
+        if (k == 0) {
+          std::int32_t before = 0;
+          while (c >= static_cast<std::size_t>(before + 1) && plan.chunks[c - before - 1].tensor == chunk.tensor &&
+                 plan.chunks[c - before - 1].offset + plan.chunks[c - before - 1].length > first) {
+            ++before;
+          }
+          good = good && here.before == before;
+        }
+        if (k == here.pieces - 1) {
+          std::int32_t beyond = 0;
+          while (c + beyond + 1 < plan.chunks.size() && plan.chunks[c + beyond + 1].tensor == chunk.tensor &&
+                 plan.chunks[c + beyond + 1].offset < first + length) {
+            ++beyond;
+          }
+          good = good && here.beyond == beyond && here.begins_crossing() == (beyond > 0 && first >= chunk.offset);
+        }
+        offset += piece.length;
+      }
+      good = good && (here.pieces > 0) == (length > 0) && (length == 0 || offset == chunk.offset + chunk.length);
+    }
+    check(good && units.pieces == pieces, "plan " + std::to_string(round));
   }
 }
 
@@ -281,6 +334,7 @@ void same_bits_on_every_grid() {
 }  // namespace
 
 void run_agc_cases() {
+  run_case("AGC: where the pieces of units lie", plans);
   for_each_device([](const std::string& device) {
     const auto run = [&](const char* name, void (*body)(const std::string&)) {
       run_case(std::string("AGC: ") + name + device, [&] { body(device); });
