@@ -1,7 +1,7 @@
 // Clip policies one after the other: each sees the norm that those before it let through.
 //
 // A policy that skips ends the chain: the step is left out, and the policies behind it never hear of it. A norm that is
-// not finite changes no state.
+// not finite, or zero, changes no state.
 #pragma once
 
 #include "rules/ada_gc.h"
@@ -37,9 +37,11 @@ struct ChainVerdict {
 };
 
 // Asks the policies in order. With `advance` the state is brought up to date on the way, each policy's after its
-// verdict: that is for the one thread that writes.
+// verdict: that is for the one thread that writes. A norm of zero asks nobody: there is nothing to clip in it, and a state
+// made of zeros would hold all that follows at zero.
 GF_HOST_DEVICE ChainVerdict run_chain(const PolicyChain& chain, double norm, bool advance) {
   ChainVerdict result;
+  if (norm == 0) return result;
   advance = advance && is_usable(norm);
   GF_NO_UNROLL
   for (int i = 0; i < chain.count && !result.skip; ++i) {

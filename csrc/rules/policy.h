@@ -13,7 +13,7 @@
 //
 // The state of all policies of an optimiser is one array of doubles in the memory of the device, all zero at first, so
 // that it is copied, saved and replayed in a graph as any tensor is. Norms are those of the true (unscaled) gradients.
-// A sample that is not finite never enters a state: see `is_usable`.
+// A sample that is not finite never enters a state: see `is_usable`; nor does one of zero: see `run_chain`.
 #pragma once
 
 #include "rules/precision.h"

@@ -1,6 +1,6 @@
 // Skips a step whose norm stands out from those before it, as OLMo does (Groeneveld et al. 2024, OLMo 2 2025):
 //
-//   limit = mean + sigmas * sd        over the last `window` norms, with at least window / 2 of them; sd with n - 1
+//   limit = mean + sigmas * sd        over the last `window` norms, once this one is the (window / 2)th; sd with n - 1
 //   skip    if norm > limit
 //
 // In OLMo the spike itself enters the window and hides the next ones: a norm of 1000 among 127 of 1 makes the limit
@@ -20,7 +20,7 @@ struct SkipSpikes {
   static constexpr int state_size(int window) { return kRing + window; }
 
   static GF_HOST_DEVICE Verdict judge(const Policy& policy, const double* state, double norm) {
-    const int enough = policy.window / 2 > 2 ? policy.window / 2 : 2;
+    const int enough = policy.window / 2 > 3 ? policy.window / 2 - 1 : 2;  // before this one; two have a deviation
     if (state[kCount] < enough) return {};
     const double limit = state[kMean] + policy.values[0] * state[kDeviation];
     return norm > limit ? Verdict{limit, true} : Verdict{};

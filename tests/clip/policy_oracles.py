@@ -1,12 +1,16 @@
 """Clip policies in float64, written from the papers with numpy: one object a policy, fed one norm a step.
 
-`step(norm)` returns (coefficient, skip). A norm that is not finite leaves no trace; that is the only thing that the
-oracles add to the papers, unless they say so.
+`step(norm)` returns (coefficient, skip). A norm that is not finite, or zero, leaves no trace; that is the only thing
+that the oracles add to the papers, unless they say so.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def is_usable(norm: float) -> bool:
+    return bool(np.isfinite(norm)) and norm > 0
 
 
 def coefficient(limit: float, norm: float) -> float:
@@ -33,12 +37,13 @@ class SkipSpikes:
     def step(self, norm: float) -> tuple[float, bool]:
         recent = np.array(self.history[-self.window :])
         skip, sample = False, norm
-        if len(recent) >= max(2, self.window // 2):
+        # OLMo counts the step's own norm, and of a single other one there is no deviation.
+        if len(recent) >= 2 and len(recent) + 1 >= self.window // 2:
             limit = recent.mean() + self.sigmas * recent.std(ddof=1)
             skip = norm > limit
             if skip and not self.exact:
                 sample = min(norm, max(limit, 2 * recent.mean()))
-        if np.isfinite(norm):
+        if is_usable(norm):
             self.history.append(sample)
         return 1.0, bool(skip)
 
@@ -53,7 +58,7 @@ class ZClip:
 
     def step(self, norm: float) -> tuple[float, bool]:
         if len(self.buffer) < self.warmup:
-            if np.isfinite(norm):
+            if is_usable(norm):
                 self.buffer.append(norm)
                 self.mean, self.variance = np.mean(self.buffer), np.var(self.buffer)
             return 1.0, False
@@ -62,7 +67,7 @@ class ZClip:
         limit = np.inf
         if z > self.z:
             limit = self.mean + self.z * deviation / (z / self.z)
-        if np.isfinite(norm):
+        if is_usable(norm):
             sample = min(norm, limit)
             self.mean = self.alpha * self.mean + (1 - self.alpha) * sample
             self.variance = self.alpha * self.variance + (1 - self.alpha) * (sample - self.mean) ** 2
@@ -77,7 +82,7 @@ class AutoClip:
         self.history: list[float] = []
 
     def step(self, norm: float) -> tuple[float, bool]:
-        if not np.isfinite(norm):
+        if not is_usable(norm):
             return 1.0, False
         self.history.append(norm)
         return coefficient(np.percentile(self.history[-self.window :], self.percentile), norm), False
@@ -118,6 +123,8 @@ class AdaGC:
         self.gamma: np.ndarray | None = None
 
     def step(self, norms: np.ndarray) -> np.ndarray:
+        if not norms.any():
+            return np.ones(len(norms))
         if self.gamma is None:
             self.gamma = np.full(len(norms), np.nan)  # NaN: no gradient seen yet
         if self.steps < self.warmup:
