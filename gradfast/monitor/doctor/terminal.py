@@ -37,7 +37,7 @@ def show(diagnosis: Diagnosis, every_layer: bool = False) -> None:
     blamed = {name for finding in diagnosis.findings for name in finding.layers}
     passages = [passage for passage in diagnosis.measurement.passages if passage.kind in ("layer", "activation")]
     heads = ("layer", "in", "out", "largest", "gradient", "gain back", "weight gain", "note")
-    table = Table(*heads, box=None, header_style="dim")
+    table = Table(*heads, box=None, header_style="dim", padding=(0, 1, 0, 0))
     for column in table.columns[1:-1]:
         column.justify = "right"
     for passage in passages if every_layer else _choice(passages, blamed):
