@@ -37,8 +37,8 @@ struct ChainVerdict {
 };
 
 // Asks the policies in order. With `advance` the state is brought up to date on the way, each policy's after its
-// verdict: that is for the one thread that writes. A norm of zero asks nobody: there is nothing to clip in it, and a state
-// made of zeros would hold all that follows at zero.
+// verdict: that is for the one thread that writes. A norm of zero asks nobody: there is nothing to clip in it, and a
+// state made of zeros would hold all that follows at zero.
 GF_HOST_DEVICE ChainVerdict run_chain(const PolicyChain& chain, double norm, bool advance) {
   ChainVerdict result;
   if (norm == 0) return result;

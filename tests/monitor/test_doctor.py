@@ -43,7 +43,19 @@ def words(model: nn.Module) -> Case:
 
 @pytest.mark.parametrize(
     ("name", "lr"),
-    [("resnet18", 0.1), ("resnet50", 0.05), ("mobilenet_v3_small", 0.05), ("densenet121", 0.01), ("vit_b_16", 0.01)],
+    [
+        ("resnet18", 0.1),
+        ("resnet50", 0.05),
+        ("mobilenet_v3_small", 0.05),
+        ("densenet121", 0.01),
+        ("vit_b_16", 0.01),
+        ("efficientnet_b0", 0.01),
+        ("regnet_y_400mf", 0.05),
+        ("shufflenet_v2_x1_0", 0.05),
+        ("squeezenet1_0", 0.01),
+        ("convnext_tiny", 0.01),
+        ("swin_t", 0.01),
+    ],
 )
 def test_no_false_alarm_on_torchvision(name: str, lr: float) -> None:
     torchvision = pytest.importorskip("torchvision")
@@ -55,6 +67,18 @@ def test_no_false_alarm_on_torchvision(name: str, lr: float) -> None:
         model = torchvision.models.get_model(name)
     batch = torch.randn(16, 3, 32, 32), torch.randint(1000, (16,))
     assert_healthy(gradfast.diagnose(model, batch, F.cross_entropy, lr=lr))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("batch", [8, 32])
+def test_a_rate_that_trains_resnet18_is_let_pass_on_any_draw(seed: int, batch: int) -> None:
+    """Behind batch norms the first step at 0.1 may raise the loss, far beyond the limit of its curvature."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(seed)
+    model = torchvision.models.resnet18(num_classes=10)
+    data = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    optimizer = gradfast.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert_healthy(gradfast.diagnose(model, data, F.cross_entropy, optimizer=optimizer))
 
 
 def assert_healthy(diagnosis: Diagnosis) -> None:
@@ -459,6 +483,11 @@ def test_command_on_the_users_function(
         (["no_such_module:x"], "no_such_module"),
         ([], "--model"),
         (["--model", "resnet5000"], "resnet5000"),
+        (
+            ["--model", "vit_b_16"],
+            "does not run on 16 images of 64 pixels: Wrong image height! Expected 224 but got 64",
+        ),
+        (["--model", "googlenet"], "returns a GoogLeNetOutputs in training"),
     ):
         assert main(["doctor", *arguments]) == 2
         assert word in capsys.readouterr().err

@@ -108,6 +108,11 @@ def resnet50() -> nn.Module:
     return torchvision.models.resnet50()
 
 
+@pytest.fixture(scope="module")
+def resnet18() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=10)
+
+
 def test_kaiming_on_resnet50(resnet50: nn.Module) -> None:
     """Sampling error of a std over n weights: 1 / sqrt(2n); the smallest layer here has 4096."""
     model = copy.deepcopy(resnet50)
@@ -264,6 +269,24 @@ def test_activation_can_be_told() -> None:
 def test_refusals(arguments: dict, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         init_model(mlp(3, 4), **arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_convolutions_norms_and_branches(
+    method: str, resnet18: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of a ResNet18 is initialised, said in print, and passes a signal and a gradient that the doctor lets pass."""
+    model = copy.deepcopy(resnet18)
+    if method == "fixup":
+        assert replace_norms(model) == 20
+    batch = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    report = init_model(model, method, batch=batch[0])
+    printed = capsys.readouterr().out
+    assert f"init_model: {method}, 21 layers" in printed and "Conv2d" in printed and "Linear" in printed
+    assert len(report.layers) == 21 and report.norms == (0 if method == "fixup" else 20)
+    assert not [name for name in report.untouched if not name.endswith(("scale", "bias")) or method != "fixup"]
+    diagnosis = gradfast.diagnose(model, batch, torch.nn.functional.cross_entropy)
+    assert diagnosis.ok, str(diagnosis)
 
 
 @pytest.mark.parametrize("method", METHODS)

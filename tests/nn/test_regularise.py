@@ -31,10 +31,24 @@ def test_every_activation_goes_into_a_resnet(name: str) -> None:
         assert torch.isfinite(model.eval()(torch.randn(2, 3, 32, 32))).all()
 
 
-def test_initialised_anew_with_the_matching_gain() -> None:
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [
+        ("relu", 1.4142),
+        ("leaky_relu", 1.4141),  # sqrt(2 / (1 + 0.01^2))
+        ("gelu", 1.5335),  # 1 / sqrt(E[f(z)^2]), as of silu and elu
+        ("silu", 1.6765),
+        ("elu", 1.2452),
+        ("selu", 1.0),
+        ("sigmoid", 1.0),
+        ("tanh", 1.6667),
+    ],
+)
+def test_initialised_anew_with_the_matching_gain(name: str, gain: float) -> None:
     model = mlp(3, 256)
-    assert replace_activation(model, "silu", init="kaiming") == 2
-    assert model[0].weight.std().item() == pytest.approx(1.6765 / 16, rel=0.02)
+    assert replace_activation(model, name, init="kaiming") == 2
+    assert model[0].weight.std().item() == pytest.approx(gain / 16, rel=0.02)  # of 65,536 draws: 0.3 % one sigma
+    assert model[4].weight.std().item() == pytest.approx(1 / 16, rel=0.02)  # nothing follows the last
 
 
 def test_gates_stay_and_options_are_passed_on() -> None:

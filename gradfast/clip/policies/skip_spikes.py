@@ -12,8 +12,8 @@ class SkipSpikes(Policy):
 
         skip if norm > mean + sigmas * sd,     mean and sd (with n - 1) of the last `window` norms
 
-    once there are `window / 2` with this step's own. As OLMo does (OLMo 2, 2025; its optimiser looks at the loss as well). A skipped
-    step changes no parameter, state or step count, and is counted in `skipped_steps`.
+    once there are `window / 2` of them with this step's own. As OLMo does (OLMo 2, 2025; its optimiser looks at the
+    loss as well). A skipped step changes no parameter, state or step count, and is counted in `skipped_steps`.
 
     In OLMo a spike enters the window as it is, and hides the next ones: a norm of 1000 among 127 of 1 lifts the limit
     to 540. Here it enters as `max(limit, 2 * mean)` at most, which still lets the limit follow when norms stay high:

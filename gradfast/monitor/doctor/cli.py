@@ -17,6 +17,7 @@ from gradfast.arguments import CommandParser
 from gradfast.errors import UserError
 from gradfast.extras import first_line, require
 from gradfast.monitor.doctor.diagnosis import diagnose
+from gradfast.nn.preserve import preserved
 
 DESCRIPTION = """\
 Examine a model on one batch before it is trained: what explodes, vanishes, dies or saturates, which scale is wrong, and
@@ -69,12 +70,32 @@ def main(arguments: Sequence[str]) -> int:
         except ValueError as error:
             raise UserError(f"--init: {error}") from error
     optimizer = _optimizer(options, model)
+    _try_on(model, batch[0], options)
     diagnosis = diagnose(model, batch, loss_fn, lr=options.lr, optimizer=optimizer, more=batches[1:])
     diagnosis.show(options.all)
     if options.html:
         diagnosis.save_html(options.html)
         print(f"\nwritten: {options.html}")
     return 0 if diagnosis.ok else 1
+
+
+def _try_on(model: nn.Module, images: Any, options: argparse.Namespace) -> None:
+    """Say so where a torchvision model does not take these images, or returns no scores."""
+    if options.model is None:
+        return
+    try:
+        with preserved(model), torch.no_grad():
+            output = model(images)
+    except Exception as error:  # an assertion, a shape, a batch norm of one value: each model has its own
+        raise UserError(
+            f"--model {options.model} does not run on {len(images)} images of {options.img_size} pixels: "
+            f"{first_line(error)}; see --img-size and --batch-size"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"--model {options.model} returns a {type(output).__name__} in training, not scores; give your own "
+            "MODULE:FUNCTION, with a loss that takes it"
+        )
 
 
 def _optimizer(options: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer | None:
