@@ -119,9 +119,10 @@ step_kernel(GF_ARGUMENT(Arguments<kBytes>) arguments) {
   step<Rule, Storage>(arguments.header, arguments.changing);
 }
 
-// Reading alone needs few registers, except where each tensor may have another format.
+// Reading alone needs few registers, except where each tensor may have another format, or all numbers take two.
 template <class Storage>
-inline constexpr int kMeasuringBlocks = std::is_same_v<Storage, Mixed> ? kResidentBlocks : 3;
+inline constexpr int kMeasuringBlocks =
+    std::is_same_v<Storage, Mixed> || std::is_same_v<Storage, double> ? kResidentBlocks : 3;
 
 // Phase 1 alone, for any norm.
 template <class Storage, int kBytes>

@@ -80,7 +80,7 @@ GF_DEVICE const ConstantsOf<Rule, Storage>& prepare(Prepared& prepared, const He
 inline constexpr int kResidentBlocks = 2;
 constexpr int vectors_in_flight(int states, std::size_t element_bytes) {
   if (states == 0) return 4;
-  return states == 3 && element_bytes == 8 ? 1 : 2;
+  return states == 3 && element_bytes != 4 ? 1 : 2;
 }
 template <class Rule, class Storage>
 inline constexpr int kVectorsInFlight = vectors_in_flight(Rule::kStates, sizeof(Storage));
