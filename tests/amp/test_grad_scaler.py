@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import random
 
 import pytest
 import torch
@@ -60,6 +61,32 @@ def test_same_parameters_states_and_scales_as_torch(
                 if value is not None:
                     torch.testing.assert_close(fast.state[mine][key], value, rtol=2.0**-18, atol=2.0**-20)
     assert fast.skipped_steps == sum(event != "ok" for event in events)
+
+
+@pytest.mark.parametrize("kind", SCALERS)
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS[1:])
+def test_same_scales_over_hundreds_of_steps_with_random_infinities(name: str, options: dict, kind: type) -> None:
+    """The scale grows and backs off as torch's, whether `unscale_` was called before or not."""
+    chance = random.Random(3)
+    ours, theirs = parameters()[:3], parameters()[:3]
+    fast = getattr(gradfast, name)(ours, max_norm=1.0, **options)
+    oracle = getattr(torch.optim, name)(theirs, foreach=False, **options)
+    scaler, reference = scaler_of(kind, growth_interval=5), scaler_of(torch.amp.GradScaler, growth_interval=5)
+    events = [chance.choice(["inf", "nan"]) if chance.random() < 0.15 else "ok" for _ in range(300)]
+    for step, event in enumerate(events):
+        give_gradients(ours, step, scaler.get_scale(), event)
+        give_gradients(theirs, step, reference.get_scale(), event)
+        if chance.random() < 0.3:
+            scaler.unscale_(fast)
+        reference.unscale_(oracle)
+        torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        for each, optimizer in ((scaler, fast), (reference, oracle)):
+            each.step(optimizer)
+            each.update()
+        assert scaler.state_dict() == reference.state_dict(), step
+    assert fast.skipped_steps == 300 - events.count("ok") > 20
+    for mine, other in zip(ours, theirs, strict=True):  # a rounding of each of hundreds of steps
+        torch.testing.assert_close(mine, other, rtol=2.0**-16, atol=2.0**-16)
 
 
 @pytest.mark.parametrize("kind", SCALERS)

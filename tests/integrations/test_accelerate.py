@@ -81,6 +81,33 @@ def test_loss_scaling_clips_the_unscaled_norm(accelerator: object) -> None:
     assert parameter.grad.tolist() == [6144.0, 8192.0]
 
 
+def test_same_as_torch_over_steps_and_accumulation() -> None:
+    """Clipped once an update, of what the micro-batches add up to."""
+
+    def run(kind: type[torch.optim.Optimizer]) -> tuple[list[float], list[float]]:
+        accelerate.state.AcceleratorState._reset_state(True)
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1).double()
+        model, optimizer = accelerator.prepare(model, kind(model.parameters(), lr=0.1))
+        if kind is gradfast.AdamW:
+            clip_in_step(accelerator, optimizer)
+        norms = []
+        for batch in torch.randn(12, 5, 4, dtype=torch.float64):
+            with accelerator.accumulate(model):
+                accelerator.backward(model(batch).pow(2).mean())
+                norm = accelerator.clip_grad_norm_(model.parameters(), 0.5) if accelerator.sync_gradients else None
+                optimizer.step()
+                optimizer.zero_grad()
+                norms += [] if norm is None else [norm.item()]
+        return [value for p in model.parameters() for value in p.flatten().tolist()], norms
+
+    (ours, our_norms), (theirs, their_norms) = run(gradfast.AdamW), run(torch.optim.AdamW)
+    assert len(our_norms) == 4
+    assert ours == pytest.approx(theirs, rel=1e-12)
+    assert our_norms == pytest.approx(their_norms, rel=1e-6)  # handed out in float32
+
+
 def test_refusals(accelerator: object) -> None:
     with pytest.raises(TypeError, match="from_torch"):
         clip_in_step(accelerator, torch.optim.SGD([torch.zeros(1)]))

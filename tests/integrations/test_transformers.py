@@ -80,6 +80,43 @@ def test_same_as_torch_over_steps_and_accumulation(tmp_path: Path) -> None:
     assert runs[0][2] == pytest.approx(runs[1][2], rel=1e-6)
 
 
+def test_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    """The Trainer saves and loads the optimiser's state; the run goes on as if it had not been cut."""
+
+    def run(folder: Path, steps: int, resume: bool = False) -> list[float]:
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            save_steps=3,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = transformers.Trainer(
+            model=Bowl(),
+            args=arguments,
+            train_dataset=TensorDataset(torch.tensor([[6.0, 8.0]] * 64)),
+            data_collator=lambda rows: {"x": torch.stack([x for (x,) in rows])},
+            optimizer_cls_and_kwargs=(gradfast.AdamW, {"lr": 0.1}),
+        )
+        trainer.add_callback(ClipInStep(trainer))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.weight.tolist()
+
+    straight = run(tmp_path / "straight", 6)
+    run(tmp_path / "cut", 3)
+    assert run(tmp_path / "cut", 6, resume=True) == straight
+
+
+class Bowl(Line):
+    """A gradient that changes with the weights."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": ((self.weight - x.mean(0)) ** 2).sum()}
+
+
 def test_example(example: object) -> None:
     log = example("hf_trainer").main()
     assert log[-2]["loss"] < log[0]["loss"] / 4
