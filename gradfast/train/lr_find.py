@@ -16,7 +16,7 @@ from gradfast.files import atomic_write
 from gradfast.train.config import TrainConfig
 from gradfast.train.interrupt import StopRequest
 from gradfast.train.loop import grouped
-from gradfast.train.results.checkpoint import random_state, set_random_state
+from gradfast.train.machine.drawing import random_state, set_random_state
 from gradfast.train.results.claim import Claims
 from gradfast.train.results.curves import FIRST, GUIDE, SECOND
 from gradfast.train.results.history import to_csv

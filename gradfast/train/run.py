@@ -14,6 +14,7 @@ from gradfast.nn.sync_norm import synchronise_batch_norms
 from gradfast.train.config import TrainConfig, make_config
 from gradfast.train.lr_find import find_rate
 from gradfast.train.machine.determinism import deterministic
+from gradfast.train.machine.drawing import start_drawing
 from gradfast.train.machine.place import Place, choose_device
 from gradfast.train.machine.processes import World
 from gradfast.train.machine.spread import Spread, choose_kind, spread
@@ -21,7 +22,7 @@ from gradfast.train.model.averaging import MovingAverage
 from gradfast.train.model.compiling import compile_model
 from gradfast.train.model.freeze import FrozenBackbone
 from gradfast.train.model.optimizers import build_optimizer
-from gradfast.train.results.checkpoint import finish_checkpoint, start_drawing
+from gradfast.train.results.checkpoint import finish_checkpoint
 from gradfast.train.results.claim import Claims
 from gradfast.train.results.curves import CURVES, draw_curves
 from gradfast.train.results.history import STEPS, SUMMARY, read_csv

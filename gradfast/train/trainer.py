@@ -22,7 +22,8 @@ from gradfast.train.config import TrainConfig
 from gradfast.train.data.batches import is_dead_worker
 from gradfast.train.data.images import BadImage
 from gradfast.train.loop import evaluate, train_epoch
-from gradfast.train.results.checkpoint import LAST, random_states, save_checkpoint, set_random_states
+from gradfast.train.machine.drawing import random_states, set_random_states
+from gradfast.train.results.checkpoint import LAST, save_checkpoint
 from gradfast.train.results.claim import Claims
 from gradfast.train.results.curves import draw_curves
 from gradfast.train.results.history import History, step_rows, summary_columns, summary_row

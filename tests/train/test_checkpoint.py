@@ -12,14 +12,13 @@ import torch
 from train.test_files import fill_disk
 
 from gradfast.errors import UserError
+from gradfast.train.machine.drawing import random_state
 from gradfast.train.results.checkpoint import (
     BEST,
     LAST,
     load_checkpoint,
     newest_checkpoint,
-    random_state,
     save_checkpoint,
-    set_random_state,
     step_name,
 )
 from gradfast.train.results.claim import Claims
@@ -175,11 +174,3 @@ def test_older_checkpoints_are_kept_and_fallen_back_on(tmp_path: Path) -> None:
     # A run that went back does again what led to the files ahead of it, and leaves them until then.
     save_checkpoint(tmp_path, state_of(8.0), is_best=False, step=8, keep=1)
     assert {path.name for path in tmp_path.glob("step-*")} == {step_name(number) for number in (8, 15, 20)}
-
-
-def test_random_states_come_back() -> None:
-    state = random_state(torch.device("cpu"))
-    expected = torch.rand(3)
-    torch.rand(5)
-    set_random_state(state, torch.device("cpu"))
-    assert torch.equal(torch.rand(3), expected)

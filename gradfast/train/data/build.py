@@ -13,7 +13,7 @@ from torch import Tensor
 from gradfast.errors import UserError
 from gradfast.train.config import TrainConfig
 from gradfast.train.data.augment import build_augmentation
-from gradfast.train.data.batches import BatchLoader, EpochBatches, ImageDataset, collate
+from gradfast.train.data.batches import BatchLoader, ImageDataset, collate
 from gradfast.train.data.data_sets import DATA_SETS
 from gradfast.train.data.elpv import list_elpv
 from gradfast.train.data.folder import list_folder
@@ -44,13 +44,7 @@ class Data(Parts):
     def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
         """(training, evaluation) loaders."""
         balance = self.train.listing.targets if config.sampler == "balanced" else None
-        train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True, balance=balance)
-        evaluation = EpochBatches(len(self.evaluation), config.batch_size, config.seed, training=False)
-        of_size = functools.partial(collate, size=config.img_size)
-        return (
-            BatchLoader(self.train, train, self.workers, pin_memory, of_size),
-            BatchLoader(self.evaluation, evaluation, self.workers, pin_memory, of_size),
-        )
+        return self.make_loaders(config, pin_memory, functools.partial(collate, size=config.img_size), balance)
 
 
 def build_data(config: TrainConfig, report: Callable[[str], None]) -> Data:

@@ -9,7 +9,7 @@ import torch
 from gradfast.train.coco.dataset import SceneDataset
 from gradfast.train.coco.listing import SceneListing
 from gradfast.train.data.batches import ImageDataset
-from gradfast.train.data.torchvision_sets import join
+from gradfast.train.data.listing import join_listings
 
 
 def join_parts(learnt: Any, held_out: Any) -> Any:
@@ -20,7 +20,7 @@ def join_parts(learnt: Any, held_out: Any) -> Any:
 
 
 def join_images(learnt: ImageDataset, held_out: ImageDataset) -> ImageDataset:
-    listing = join([learnt.listing, held_out.listing], held_out.listing.classes)
+    listing = join_listings([learnt.listing, held_out.listing], held_out.listing.classes)
     memories = [part.memory for part in (learnt, held_out) if part.memory is not None]
     memory = torch.cat(memories) if len(memories) == 2 else None  # else from the files, which are always there
     return ImageDataset(listing, held_out.size, held_out.seed, margin=held_out.margin, memory=memory)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -71,3 +72,15 @@ class Listing:
         for path, target in zip(self.paths, self.targets, strict=True):
             digest.update(f"\0{path.parent.name}/{path.name}\0{target}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def join_listings(listings: Sequence[Listing], classes: tuple[str, ...]) -> Listing:
+    """Several parts as one listing."""
+    pixels = [listing.pixels for listing in listings if listing.pixels is not None]
+    return Listing(
+        tuple(path for listing in listings for path in listing.paths),
+        tuple(target for listing in listings for target in listing.targets),
+        classes,
+        tuple(stratum for listing in listings for stratum in listing.strata),
+        torch.cat(pixels) if len(pixels) > 1 else pixels[0] if pixels else None,
+    )

@@ -17,7 +17,7 @@ from gradfast.extras import first_line, require
 from gradfast.train.data.data_sets import DATA_SETS, require_files
 from gradfast.train.data.folder import list_folder
 from gradfast.train.data.images import BadImage
-from gradfast.train.data.listing import Listing
+from gradfast.train.data.listing import Listing, join_listings
 
 
 def list_named(name: str, root: Path, download: bool) -> tuple[Listing, Listing | None, list[BadImage]]:
@@ -40,7 +40,7 @@ def list_named(name: str, root: Path, download: bool) -> tuple[Listing, Listing 
     train = [read_part(name, root, part) for part in described.train]
     held_out = [read_part(name, root, part) for part in described.held_out]
     classes = common_classes(name, [*train, *held_out])
-    return join(train, classes), join(held_out, classes) if held_out else None, []
+    return join_listings(train, classes), join_listings(held_out, classes) if held_out else None, []
 
 
 def common_classes(name: str, listings: Sequence[Listing]) -> tuple[str, ...]:
@@ -55,18 +55,6 @@ def common_classes(name: str, listings: Sequence[Listing]) -> tuple[str, ...]:
             odd = sorted(set(listing.classes) ^ set(classes))
             raise UserError(f"--data {name}: its parts differ in their classes ({', '.join(odd[:8])})")
     return classes
-
-
-def join(listings: Sequence[Listing], classes: tuple[str, ...]) -> Listing:
-    """Several parts as one listing."""
-    pixels = [listing.pixels for listing in listings if listing.pixels is not None]
-    return Listing(
-        tuple(path for listing in listings for path in listing.paths),
-        tuple(target for listing in listings for target in listing.targets),
-        classes,
-        tuple(stratum for listing in listings for stratum in listing.strata),
-        torch.cat(pixels) if len(pixels) > 1 else pixels[0] if pixels else None,
-    )
 
 
 def fetch(name: str, root: Path) -> None:

@@ -14,7 +14,7 @@ from gradfast.train.coco.layout import list_coco
 from gradfast.train.coco.listing import SceneListing
 from gradfast.train.coco.split import split_scenes
 from gradfast.train.config import TrainConfig
-from gradfast.train.data.batches import BatchLoader, EpochBatches
+from gradfast.train.data.batches import BatchLoader
 from gradfast.train.data.build import CACHE_LIMIT, CHECK_LIMIT, choose_workers, refuse_if_strict
 from gradfast.train.data.images import BadImage
 from gradfast.train.data.parts import Parts
@@ -30,12 +30,7 @@ class DetectionData(Parts):
 
     def loaders(self, config: TrainConfig, pin_memory: bool) -> tuple[BatchLoader, BatchLoader]:
         """(training, evaluation) loaders."""
-        train = EpochBatches(len(self.train), config.batch_size, config.seed, training=True)
-        evaluation = EpochBatches(len(self.evaluation), config.batch_size, config.seed, training=False)
-        return (
-            BatchLoader(self.train, train, self.workers, pin_memory, collate_scenes),
-            BatchLoader(self.evaluation, evaluation, self.workers, pin_memory, collate_scenes),
-        )
+        return self.make_loaders(config, pin_memory, collate_scenes)
 
 
 def build_detection_data(config: TrainConfig, report: Callable[[str], None]) -> DetectionData:
