@@ -13,7 +13,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // See cpu/stepper.h and cuda/stepper.h. `total` is a 0-d double tensor on this device, for Phase::update alone.
+  // See cpu/stepper.h and cuda/stepper.h. `total` is a 0-d double tensor on this device, for the phases that take one.
   virtual void run(const Problem& problem, bool changed, Phase phase, const at::Tensor& total) = 0;
 
   // Copies of what the last run left, as double tensors on the device; nothing waits.
@@ -21,6 +21,7 @@ class Backend {
   virtual at::Tensor norm() = 0;         // 0-d
   virtual at::Tensor coefficient() = 0;  // 0-d
   virtual at::Tensor tensor_sums() = 0;  // one value a slot
+  virtual at::Tensor update_sums() = 0;  // likewise, sums of squared updates, where those are clipped
 
   // Likewise, a 0-d float tensor: 1 if the last run's norm was not finite.
   virtual at::Tensor found_infinite() = 0;

@@ -12,7 +12,7 @@ namespace {
 class CpuBackend final : public Backend {
  public:
   void run(const Problem& problem, bool changed, Phase phase, const at::Tensor& total) override {
-    const double given = phase == Phase::update ? total.item<double>() : 0.0;
+    const double given = total.defined() ? total.item<double>() : 0.0;
     const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     stepper_.run(problem, changed, phase, given, threads);
   }
@@ -20,12 +20,8 @@ class CpuBackend final : public Backend {
   at::Tensor sum() override { return scalar(stepper_.report().sum); }
   at::Tensor norm() override { return scalar(stepper_.report().norm); }
   at::Tensor coefficient() override { return scalar(stepper_.report().coefficient); }
-  at::Tensor tensor_sums() override {
-    const auto& sums = stepper_.tensor_sums();
-    at::Tensor result = at::empty({static_cast<std::int64_t>(sums.size())}, at::kDouble);
-    std::copy(sums.begin(), sums.end(), result.data_ptr<double>());
-    return result;
-  }
+  at::Tensor tensor_sums() override { return vector(stepper_.tensor_sums()); }
+  at::Tensor update_sums() override { return vector(stepper_.update_sums()); }
   at::Tensor found_infinite() override { return scalar(stepper_.report().found_infinite).to(at::kFloat); }
   Report report() override { return stepper_.report(); }
   at::Tensor report_bytes() override {
@@ -36,6 +32,11 @@ class CpuBackend final : public Backend {
   bool is_host() const override { return true; }
 
  private:
+  static at::Tensor vector(const std::vector<double>& values) {
+    at::Tensor result = at::empty({static_cast<std::int64_t>(values.size())}, at::kDouble);
+    std::copy(values.begin(), values.end(), result.data_ptr<double>());
+    return result;
+  }
   static at::Tensor scalar(double value) { return at::scalar_tensor(value, at::kDouble); }
 
   cpu::Stepper stepper_;

@@ -24,7 +24,7 @@ class CudaBackend final : public Backend {
   void run(const Problem& problem, bool changed, Phase phase, const at::Tensor& total) override {
     const c10::cuda::CUDAGuard guard(device_);
     slots_ = static_cast<std::int64_t>(problem.slots.size());
-    const double* given = phase == Phase::update ? total.data_ptr<double>() : nullptr;
+    const double* given = total.defined() ? total.data_ptr<double>() : nullptr;
     stepper_.run(problem, changed, phase, given, c10::cuda::getCurrentCUDAStream(device_.index()).stream());
   }
 
@@ -32,6 +32,7 @@ class CudaBackend final : public Backend {
   at::Tensor norm() override { return copy(&stepper_.report()->norm, {}); }
   at::Tensor coefficient() override { return copy(&stepper_.report()->coefficient, {}); }
   at::Tensor tensor_sums() override { return copy(stepper_.tensor_sums(), {slots_}); }
+  at::Tensor update_sums() override { return copy(stepper_.update_sums(), {slots_}); }
   at::Tensor found_infinite() override { return copy(&stepper_.report()->found_infinite, {}); }
 
   Report report() override {

@@ -73,8 +73,8 @@ std::vector<int> Engine::step(const py::dict& state, const StepSettings& setting
     if (parts_.size() == 1) {
       run(parts_[0], Phase::both, {});
     } else if (parts_.size() > 1) {
-      measure_parts();
-      update_parts(total_sum());
+      run_parts(Phase::measure, {});
+      run_parts(Phase::update, total_sum());
     }
   }
   members_.finish_step();
@@ -87,28 +87,50 @@ std::vector<int> Engine::measure(const py::dict& state, const StepSettings& sett
   if (!missing.empty()) return missing;
   members_.hold_gradients();
   const py::gil_scoped_release release;
-  measure_parts();
+  run_parts(Phase::measure, {});
   return missing;
 }
 
-void Engine::update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums) {
+bool Engine::measures_updates_apart() const {
+  return !parts_.empty() && gradfast::measures_updates_apart(parts_[0].problem);
+}
+
+void Engine::measure_updates(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums) {
+  RECORD_FUNCTION("gradfast::measure_updates", std::vector<c10::IValue>());
+  const py::gil_scoped_release release;
+  take_parameter_sums(parameter_sums);
+  run_parts(Phase::measure_updates, total_sum);
+}
+
+void Engine::update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums,
+                    const std::optional<at::Tensor>& update_means) {
   RECORD_FUNCTION("gradfast::update", std::vector<c10::IValue>());
-  TORCH_CHECK_VALUE(total_sum.numel() == 1, "gradfast: the total sum must hold one number, got the shape ",
-                    total_sum.sizes());
-  TORCH_CHECK_VALUE(
-      !parameter_sums.has_value() || parameter_sums->numel() == static_cast<std::int64_t>(members_.size()),
-      "gradfast: the parameters' sums must hold a number for each of ", members_.size(), " parameters");
   {
     const py::gil_scoped_release release;
+    take_parameter_sums(parameter_sums);
     for (Part& part : parts_) {
-      part.parameter_sums = at::Tensor();
-      if (parameter_sums.has_value()) part.parameter_sums = parameter_sums->to(part.device, at::kDouble).contiguous();
-      part.problem.parameter_sums =
-          part.parameter_sums.defined() ? part.parameter_sums.const_data_ptr<double>() : nullptr;
+      part.update_means = by_parameter(update_means, part, "the means of squared updates");
+      part.problem.update_means = part.update_means.defined() ? part.update_means.const_data_ptr<double>() : nullptr;
     }
-    update_parts(total_sum.detach().to(at::kDouble).reshape({}));
+    run_parts(Phase::update, total_sum);
   }
   members_.finish_step();
+}
+
+void Engine::take_parameter_sums(const std::optional<at::Tensor>& sums) {
+  for (Part& part : parts_) {
+    part.parameter_sums = by_parameter(sums, part, "the parameters' sums");
+    part.problem.parameter_sums =
+        part.parameter_sums.defined() ? part.parameter_sums.const_data_ptr<double>() : nullptr;
+  }
+}
+
+// A number for each parameter, on the part's device; undefined where none is given.
+at::Tensor Engine::by_parameter(const std::optional<at::Tensor>& values, const Part& part, const char* what) const {
+  if (!values.has_value()) return {};
+  TORCH_CHECK_VALUE(values->numel() == static_cast<std::int64_t>(members_.size()), "gradfast: ", what,
+                    " must hold a number for each of ", members_.size(), " parameters, got ", values->numel());
+  return values->to(part.device, at::kDouble).contiguous();
 }
 
 std::vector<int> Engine::prepare(const py::dict& state, const StepSettings& settings) {
@@ -162,8 +184,6 @@ void Engine::apply(const StepSettings& settings) {
   norm_ = norm_of(settings.norm_type);
   TORCH_CHECK_NOT_IMPLEMENTED(settings.group_limits.empty() || parts_.size() == 1,
                               "gradfast: max_norm of a parameter group needs all parameters on one device");
-  TORCH_CHECK_NOT_IMPLEMENTED(!settings.clips_updates || parts_.size() == 1,
-                              "gradfast: update_clipping=True needs all parameters on one device");
   const UnitClipping units{settings.unit_clipping, settings.unit_eps};
   TORCH_CHECK_VALUE(!clips_units(units) || norm_.kind == NormKind::two, "gradfast: AGC needs norm_type=2, got ",
                     settings.norm_type);
@@ -186,6 +206,7 @@ void Engine::apply(const StepSettings& settings) {
       part.problem.groups.at(g).max_norm = settings.group_limits[g];
     }
     part.problem.parameter_sums = nullptr;
+    part.problem.update_means = nullptr;
     part.problem.clip.policies = settings.policies;
     if (settings.policies.count == 0) continue;
     // Other devices come to the same decision from a copy; what they make of it is thrown away.
@@ -210,12 +231,12 @@ void Engine::run(Part& part, Phase phase, const at::Tensor& total) {
   part.changed = false;
 }
 
-void Engine::measure_parts() {
-  for (Part& part : parts_) run(part, Phase::measure, {});
-}
-
-void Engine::update_parts(const at::Tensor& total) {
-  for (Part& part : parts_) run(part, Phase::update, total.to(part.device));
+void Engine::run_parts(Phase phase, const at::Tensor& total) {
+  TORCH_CHECK_VALUE(!total.defined() || total.numel() == 1,
+                    "gradfast: the total sum must hold one number, got the shape ",
+                    total.defined() ? total.sizes() : at::IntArrayRef{});
+  const at::Tensor sum = total.defined() ? total.detach().to(at::kDouble).reshape({}) : at::Tensor();
+  for (Part& part : parts_) run(part, phase, sum.defined() ? sum.to(part.device) : sum);
 }
 
 at::Tensor Engine::total_sum() {
@@ -235,6 +256,12 @@ at::Tensor Engine::total_sum() {
 std::vector<std::pair<std::vector<int>, at::Tensor>> Engine::member_sums() {
   std::vector<std::pair<std::vector<int>, at::Tensor>> sums;
   for (Part& part : parts_) sums.emplace_back(part.members, part.backend->tensor_sums());
+  return sums;
+}
+
+std::vector<std::pair<std::vector<int>, at::Tensor>> Engine::update_sums() {
+  std::vector<std::pair<std::vector<int>, at::Tensor>> sums;
+  for (Part& part : parts_) sums.emplace_back(part.members, part.backend->update_sums());
   return sums;
 }
 

@@ -36,12 +36,19 @@ class Engine {
   // changes nothing; update() then clips by `total_sum`, a 0-d double tensor.
   std::vector<int> measure(const pybind11::dict& state, const StepSettings& settings);
   // `parameter_sums`: of the whole parameters in their order, double, for policies that clip each by itself.
-  void update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums);
+  // `update_means`: likewise of their squared updates, where those are clipped.
+  void update(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums,
+              const std::optional<at::Tensor>& update_means);
+
+  // Between the two, where the size of an update depends on the norm: measures the updates, for update_sums().
+  bool measures_updates_apart() const;
+  void measure_updates(const at::Tensor& total_sum, const std::optional<at::Tensor>& parameter_sums);
 
   // Of what was measured, as double tensors on the devices; nothing waits. A sum is one of powers |x|^p, or the largest
   // magnitude for the infinity norm.
   at::Tensor total_sum();                                              // 0-d, over all devices
   std::vector<std::pair<std::vector<int>, at::Tensor>> member_sums();  // a device: indices of parameters, their sums
+  std::vector<std::pair<std::vector<int>, at::Tensor>> update_sums();  // likewise, of squared updates
 
   at::Tensor grad_norm();    // 0-d, fp32 or fp64: of the last step, before clipping
   at::Tensor coefficient();  // 0-d, likewise
@@ -71,9 +78,9 @@ class Engine {
     std::vector<Slot> previous;
     std::vector<Layout> previous_layouts;
     std::vector<int> previous_rules;
-    std::vector<int> members;                 // index of the member in each slot
-    at::Tensor loss_scale, found_infinite;    // on this device, kept alive for the step
-    at::Tensor policy_state, parameter_sums;  // likewise
+    std::vector<int> members;                               // index of the member in each slot
+    at::Tensor loss_scale, found_infinite;                  // on this device, kept alive for the step
+    at::Tensor policy_state, parameter_sums, update_means;  // likewise
   };
 
   std::vector<int> prepare(const pybind11::dict& state, const StepSettings& settings);
@@ -81,8 +88,9 @@ class Engine {
   void fill_slots(const StepSettings& settings);
   void apply(const StepSettings& settings);
   static void run(Part& part, Phase phase, const at::Tensor& total);
-  void measure_parts();
-  void update_parts(const at::Tensor& total);
+  void run_parts(Phase phase, const at::Tensor& total);
+  void take_parameter_sums(const std::optional<at::Tensor>& sums);
+  at::Tensor by_parameter(const std::optional<at::Tensor>& values, const Part& part, const char* what) const;
   bool changed(Part& part) const;
 
   ParamGroups groups_;

@@ -58,13 +58,15 @@ void prefetch(const void* array, const Chunk& chunk, int bytes) {
 
 void Stepper::run(const Problem& problem, bool changed, Phase phase, double total, int threads) {
   if (changed || work_.size() != problem.slots.size()) prepare(problem);
-  if (problem.clips_updates && phase != Phase::update) rates_.assign(problem.slots.size(), 1.0);
+  if (problem.clips_updates) rates_.assign(problem.slots.size(), 1.0);
   if (changed || problem.norm.kind != measured_kind_) choose_norm(problem);
-  const bool measures = phase != Phase::update;
-  const bool updates = phase != Phase::measure;
+  const bool measures = phase == Phase::measure || phase == Phase::both;
+  const bool updates = phase == Phase::update || phase == Phase::both;
+  const bool squares = measures_updates_apart(problem) &&
+                       (phase == Phase::measure_updates || (updates && problem.update_means == nullptr));
   const auto tasks = static_cast<int>(plan_.tasks.size());
   if (plan_.elements < kSerialElements) threads = 1;
-  std::atomic<int> next_measure{0}, next_update{0};
+  std::atomic<int> next_measure{0}, next_square{0}, next_update{0};
   const double given = total;
   ClipDecision decision{};
 
@@ -87,11 +89,11 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
       wait_for_all();
       if (units_.any()) once([&] { units_.settle(problem, chunk_sums_); });
     }
-    if (updates && differs_by_tensor(problem)) {
+    if (phase != Phase::measure && differs_by_tensor(problem)) {
       once([&] {
         if (measures) sum_tensors(problem.norm);
         sum_groups(problem);
-        if (problem.clips_updates) find_rates(problem);
+        if (problem.clips_updates && !squares) find_rates(problem);
       });
     }
     // Every thread adds the same partial sums up in the same order: cheaper than one doing it while the others wait.
@@ -100,6 +102,13 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, double tota
     if (first_thread) {
       decision = mine;
       total = sum;
+    }
+    if (squares && !mine.skip) {
+      for (int t; (t = next_square.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+        square_task(problem, plan_.tasks[t], mine);
+      }
+      wait_for_all();
+      if (updates) once([&] { find_rates(problem); });
     }
     if (updates && !mine.skip) {
       for (int t; (t = next_update.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
@@ -157,8 +166,20 @@ void Stepper::measure_task(const Problem& problem, const Task& task) {
         measure_units(problem, first, count, sums);
       });
     }
-    if (problem.clips_updates && work_[chunk.tensor].update.square_updates != nullptr)
-      chunk_squares_[c] = square_updates(problem, chunk);
+    const bool beside = problem.clips_updates && !measures_updates_apart(problem);
+    if (beside && work_[chunk.tensor].update.square_updates != nullptr) {
+      // Nothing that needs the norm clips: the loss scale is all.
+      chunk_squares_[c] = square_updates(problem, chunk, 1.0 / loss_scale_of(problem));
+    }
+  }
+}
+
+// Update clipping beside that of a norm: the squares of the updates that the gradients will make once they are clipped.
+void Stepper::square_task(const Problem& problem, const Task& task, const ClipDecision& decision) {
+  for (int c = task.first_chunk; c < task.last_chunk; ++c) {
+    const Chunk& chunk = plan_.chunks[c];
+    if (work_[chunk.tensor].update.square_updates == nullptr) continue;
+    chunk_squares_[c] = square_updates(problem, chunk, scale_of_tensor(problem, chunk.tensor, decision));
   }
 }
 
@@ -212,10 +233,9 @@ Span Stepper::span_of(const Problem& problem, const Chunk& chunk) const {
   return span;
 }
 
-double Stepper::square_updates(const Problem& problem, const Chunk& chunk) const {
+double Stepper::square_updates(const Problem& problem, const Chunk& chunk, double scale) const {
   alignas(16) std::byte constants[kMaxConstantsBytes];
-  // Nothing that needs the norm clips beside it: the loss scale is all.
-  prepare_constants(problem, chunk.tensor, 1.0 / loss_scale_of(problem), constants);
+  prepare_constants(problem, chunk.tensor, scale, constants);
   const Slot& slot = problem.slots[chunk.tensor];
   const UpdateFunctions& functions = work_[chunk.tensor].update;
   const Layout* layout = slot.layout < 0 ? nullptr : &problem.layouts[slot.layout];
@@ -224,12 +244,20 @@ double Stepper::square_updates(const Problem& problem, const Chunk& chunk) const
   return functions.square_updates(constants, span_of(problem, chunk));
 }
 
+std::vector<double> Stepper::update_sums() const {
+  std::vector<double> sums(tensor_sums_.size(), 0.0);
+  for (std::size_t c = 0; c < chunk_squares_.size(); ++c) sums[plan_.chunks[c].tensor] += chunk_squares_[c];
+  return sums;
+}
+
 // Update clipping: what each tensor's learning rate is multiplied with, 1 / max(1, RMS).
 void Stepper::find_rates(const Problem& problem) {
-  rates_.assign(problem.slots.size(), 0.0);
-  for (std::size_t c = 0; c < chunk_squares_.size(); ++c) rates_[plan_.chunks[c].tensor] += chunk_squares_[c];
+  const std::vector<double> sums = update_sums();
   for (std::size_t t = 0; t < rates_.size(); ++t) {
-    rates_[t] = rate_for_updates(rates_[t] / static_cast<double>(problem.slots[t].elements));
+    const Slot& slot = problem.slots[t];
+    const bool given = problem.update_means != nullptr;
+    rates_[t] =
+        rate_for_updates(given ? problem.update_means[slot.number] : sums[t] / static_cast<double>(slot.elements));
   }
 }
 
@@ -328,6 +356,7 @@ double Stepper::scale_of_tensor(const Problem& problem, std::int32_t tensor, con
 }
 
 void Stepper::finish(const Problem& problem, Phase phase, double total, const ClipDecision& decision) {
+  if (phase == Phase::measure_updates) return;
   if (phase != Phase::update) {
     sum_tensors(problem.norm);
     const auto bad = std::find_if_not(tensor_sums_.begin(), tensor_sums_.end(), is_finite);

@@ -15,12 +15,13 @@ class Stepper {
  public:
   // Runs one step and returns when it is done.
   //   changed  the slots' number, sizes, dtypes, groups or layouts, or the groups' rules, differ from the last call's
-  //   total    a sum of powers to clip by, for Phase::update alone
+  //   total    a sum of powers to clip by, for Phase::update and Phase::measure_updates
   //   threads  how many workers at most; the result does not depend on it
   void run(const Problem& problem, bool changed, Phase phase, double total, int threads);
 
   const Report& report() const { return report_; }
   const std::vector<double>& tensor_sums() const { return tensor_sums_; }
+  std::vector<double> update_sums() const;  // of each tensor's squared updates, if they are clipped
 
  private:
   struct Work {
@@ -40,7 +41,8 @@ class Stepper {
   void measure_units(const Problem& problem, Chunk piece, std::int32_t count, UnitSums* sums) const;
   void prepare_constants(const Problem& problem, std::int32_t tensor, double scale, void* constants) const;
   Span span_of(const Problem& problem, const Chunk& chunk) const;
-  double square_updates(const Problem& problem, const Chunk& chunk) const;
+  double square_updates(const Problem& problem, const Chunk& chunk, double scale) const;
+  void square_task(const Problem& problem, const Task& task, const ClipDecision& decision);
   void find_rates(const Problem& problem);
   void update_task(const Problem& problem, const Task& task, const ClipDecision& decision) const;
   void update_chunk(const Problem& problem, const Chunk& chunk, const void* constants) const;

@@ -112,10 +112,23 @@ GF_DEVICE double group_norm(const Header& header, std::int32_t group) {
 
 // Update clipping: what the learning rate of a tensor is multiplied with, by one warp.
 GF_DEVICE void find_rate(const Header& header, int tensor) {
-  const double sum = join_chunks(header, Norm{}, header.update_partials, tensor);
-  const ChunkEntry& end = header.chunks[header.tensors[tensor + 1].first_chunk - 1];  // another's if this one is empty
-  const auto elements = static_cast<double>(end.offset + end.length);
-  if (lane_index() == 0) header.tensor_rates[tensor] = rate_for_updates(sum / elements);
+  double mean;
+  if (header.update_means) {
+    mean = header.update_means[header.tensors[tensor].number];
+  } else {
+    const ChunkEntry& end = header.chunks[header.tensors[tensor + 1].first_chunk - 1];  // another's if this is empty
+    mean = join_chunks(header, Norm{}, header.update_partials, tensor) / static_cast<double>(end.offset + end.length);
+  }
+  if (lane_index() == 0) header.tensor_rates[tensor] = rate_for_updates(mean);
+}
+
+// Those of all tensors of this block, which may share some with others: these write the same.
+GF_DEVICE_CALL void find_rates(const Header& header, Share share) {
+  if (share.first < share.last) {
+    const std::int32_t last = header.chunks[share.last - 1].tensor;
+    for (int t = header.chunks[share.first].tensor + warp_index(); t <= last; t += kWarps) find_rate(header, t);
+  }
+  block_barrier();
 }
 
 // Where tensors have factors of their own (a policy clips each, a group has a limit, or updates are clipped): what the
@@ -140,7 +153,7 @@ GF_DEVICE_CALL void scale_tensors(const Header& header, Changing changing, Block
     }
     if (lane_index() == 0) header.tensor_scales[t] = scale * of_group;
     if constexpr (kClipsUpdates) {
-      if (header.tensor_rates) find_rate(header, t);
+      if (header.tensor_rates && !(header.tasks & kUpdatesApart)) find_rate(header, t);
     }
   }
   block_barrier();
@@ -149,11 +162,17 @@ GF_DEVICE_CALL void scale_tensors(const Header& header, Changing changing, Block
 // Leaves the tensors' sums, shared out among all warps of the grid, and by the first block the report.
 GF_DEVICE void write_report(const Header& header, BlockMemory& memory, const ClipDecision& decision, double sum) {
   const bool measured = header.total == nullptr;
+  const int first = block_index() * kWarps + warp_index();
   if (measured) {
-    const int first = block_index() * kWarps + warp_index();
     for (int tensor = first; tensor < header.tensor_count; tensor += block_count() * kWarps) {
       const double of_tensor = tensor_sum(header, tensor);
       if (lane_index() == 0) header.tensor_sums[header.tensors[tensor].slot] = of_tensor;
+    }
+  }
+  if (header.update_sums) {
+    for (int tensor = first; tensor < header.tensor_count; tensor += block_count() * kWarps) {
+      const double of_updates = join_chunks(header, Norm{}, header.update_partials, tensor);
+      if (lane_index() == 0) header.update_sums[header.tensors[tensor].slot] = of_updates;
     }
   }
   if (block_index() != 0) return;

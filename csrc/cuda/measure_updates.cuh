@@ -1,7 +1,9 @@
 // Phase 1 with update clipping: beside a chunk's sum of powers, that of its squared updates. The gradients have just
 // been read, and lie in shared memory or a cache; v comes from memory, 4 bytes a parameter in fp32, 36 in all, and may
-// still lie in L2 in phase 2. No ratio of squares exceeds 1 / (1 - beta2), so those of a vector are added up in the
-// type that they were computed in (fp32: relative error under 2^-21), and only then as doubles.
+// still lie in L2 in phase 2. Where the updates depend on the norm, the same is done between decision and update, after
+// another barrier of the grid: 40 bytes, less what is kept or cached of gradients and v. No ratio of squares exceeds 1
+// / (1 - beta2), so those of a vector are added up in the type that they were computed in (fp32: relative error under
+// 2^-21), and only then as doubles.
 #pragma once
 
 #include "measure.cuh"
@@ -102,25 +104,29 @@ GF_DEVICE double square_chunk(const ConstantsOf<Rule, Storage>& constants, const
   return sum;
 }
 
-// The constants before anything clips: the loss scale is all that is taken out of the gradients.
+// The constants with the tensor's clip factor. In phase 1 nothing clips yet: there the loss scale is all that is taken
+// out of the gradients.
 template <class Rule, class Storage>
-GF_DEVICE_CALL void make_unclipped_constants(const Header& header, const GroupEntry& group, float updates,
+GF_DEVICE_CALL void make_measuring_constants(const Header& header, const GroupEntry& group, int index, float updates,
                                              unsigned char* result) {
-  make_constants<Rule, Storage>(header, group, updates, 1.0 / loss_scale_of(header), 1.0, result);
+  const double scale = header.tasks & kUpdatesApart ? header.tensor_scales[index] : 1.0 / loss_scale_of(header);
+  make_constants<Rule, Storage>(header, group, updates, scale, 1.0, result);
 }
 
 template <class Rule, class Storage>
-GF_DEVICE const ConstantsOf<Rule, Storage>& prepare_unclipped(Prepared& prepared, const Header& header,
+GF_DEVICE const ConstantsOf<Rule, Storage>& prepare_measuring(Prepared& prepared, const Header& header,
                                                               Changing changing, int index,
                                                               unsigned char* constants_of_warp) {
   const TensorEntry& tensor = header.tensors[index];
-  const Prepared wanted{tensor.group, updates_of(tensor)};
+  const Prepared wanted{header.tasks & kUpdatesApart ? index : tensor.group, updates_of(tensor)};
   return refresh<Rule, Storage>(prepared, wanted, constants_of_warp, [&] {
-    make_unclipped_constants<Rule, Storage>(header, changing.groups[tensor.group], wanted.updates, constants_of_warp);
+    make_measuring_constants<Rule, Storage>(header, changing.groups[tensor.group], index, wanted.updates,
+                                            constants_of_warp);
   });
 }
 
-// Phase 1 of this block, for the rules that know an update's size: the powers, where the launch has that task too.
+// The squares of this block's updates, for the rules that know an update's size; in phase 1 its powers as well, where
+// the launch has that task too.
 template <class Rule, class Storage, class Kept>
 GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, BlockMemory& memory, Share share,
                                     Kept kept) {
@@ -129,7 +135,7 @@ GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, Blo
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
     const ChunkEntry chunk = header.chunks[c];
-    if (header.tasks & kMeasure) {
+    if ((header.tasks & kMeasure) && !(header.tasks & kUpdatesApart)) {
       if (header.tensors[chunk.tensor].layout < 0) {
         measure_chunk<NormTwo, Storage>(header, changing, c, kept);
       } else {
@@ -138,7 +144,7 @@ GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, Blo
       warp_barrier();  // what one lane kept, another may read
     }
     const auto& constants =
-        prepare_unclipped<Rule, Storage>(prepared, header, changing, chunk.tensor, constants_of_warp);
+        prepare_measuring<Rule, Storage>(prepared, header, changing, chunk.tensor, constants_of_warp);
     const double part = square_chunk<Rule, Storage>(constants, header, chunk, changing.gradients[chunk.tensor], kept);
     const double sum = warp_join<NormTwo>(part);
     if (lane_index() == 0) header.update_partials[c] = sum * Rule::squared_update_factor(constants);

@@ -4,6 +4,7 @@
 //             keeps gradients in shared memory while they fit; AGC's units in one chunk get their factors
 //   barrier   of the whole grid
 //   decision  from the sum of all, the same in every block, after the units that cross chunks have got theirs
+//   (sizes    where updates are clipped beside gradients: their squares, and another barrier)
 //   phase 2   every block updates its chunks, last read first, which L2 still holds; first read last, which were kept
 //
 // all in step_kernel where the grid is resident, and otherwise phase 1 in measure_kernel (in step_kernel where it needs
@@ -106,6 +107,14 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (decision.skip && !decision.reached_policies) return;  // nothing changes, not even a policy's state
   if (thread_index() == 0) memory.sum = sum;
   if (header.each_tensor && !decision.skip) scale_tensors<ClipsUpdates<Rule>>(header, changing, memory, share);
+  if constexpr (ClipsUpdates<Rule>) {
+    if ((header.tasks & kUpdatesApart) && !decision.skip) {
+      measure_updates<Rule, Storage>(header, changing, memory, share, kept);
+      if (!(header.tasks & kUpdate)) return;
+      grid_barrier();
+      find_rates(header, share);
+    }
+  }
   if (!decision.skip) {
     update<Rule, Storage>(header, changing, share, decision.scale, memory.constants[warp_index()], kept);
   }

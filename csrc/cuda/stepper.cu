@@ -98,15 +98,21 @@ class Stepper::Implementation {
     launches_ = 0;
     if (changed || !scheduled_ || problem.slots.size() != schedule_.slots.size()) make_launches(problem);
     write_tables(problem);
-    fill_header(problem, phase == Phase::update ? (total ? total : &report()->sum) : nullptr);
+    const bool measures = phase == Phase::measure || phase == Phase::both;
+    const bool updates = phase == Phase::update || phase == Phase::both;
+    const bool apart = measures_updates_apart(problem);
+    fill_header(problem, measures ? nullptr : total ? total : &report()->sum);
+    if (phase == (apart ? Phase::measure_updates : Phase::measure)) arguments_->header.update_sums = update_sums();
 
-    const bool measures = phase != Phase::update;
-    const bool updates = phase != Phase::measure;
+    const int squares = apart ? kUpdatesApart : problem.clips_updates ? kMeasureUpdates : 0;
     if (phase == Phase::both && joint_ && problem.norm.kind == NormKind::two &&
-        launch(*joint_, kMeasure | kUpdate | kReport | kCount | (problem.clips_updates ? kMeasureUpdates : 0))) {
+        launch(*joint_, kMeasure | kUpdate | kReport | kCount | squares)) {
       return;
     }
     if (measures) measure(problem);
+    if (apart && phase != Phase::measure && problem.update_means == nullptr) {
+      for (const Launch& each : update_) launch(each, kUpdatesApart);
+    }
     if (updates) {
       for (const Launch& each : update_) launch(each, kUpdate | (&each == &update_.back() ? kReport | kCount : 0));
     }
@@ -116,6 +122,7 @@ class Stepper::Implementation {
   Report* report() const { return &fixed_.at<Fixed>()->report; }
   double* partials() const { return workspace_.at<double>(); }
   double* tensor_sums() const { return workspace_.at<double>(schedule_.chunks.size() * sizeof(double)); }
+  double* update_sums() const { return tensor_sums() + schedule_.chunks.size() + 3 * schedule_.slots.size(); }
   int launches() const { return launches_; }
 
  private:
@@ -125,15 +132,16 @@ class Stepper::Implementation {
   };
 
   // Phase 1 in launches of its own. The size of an update is measured by the kernels of the rules, and beside it the
-  // norm where they know it.
+  // norm where they know it; none where it depends on the norm.
   void measure(const Problem& problem) {
     const bool have_rules = std::all_of(schedule_.segments.begin(), schedule_.segments.end(),
                                         [](const Segment& segment) { return segment.rule >= 0; });
-    const bool together = problem.clips_updates && problem.norm.kind == NormKind::two && have_rules;
+    const bool beside = problem.clips_updates && !measures_updates_apart(problem);
+    const bool together = beside && problem.norm.kind == NormKind::two && have_rules;
     for (const Launch& each : together ? update_ : measure_) {
       launch(each, kMeasure | (together ? kMeasureUpdates : 0));
     }
-    if (!problem.clips_updates || together) return;
+    if (!beside || together) return;
     for (const Launch& each : update_) launch(each, kMeasureUpdates);
   }
 
@@ -161,7 +169,7 @@ class Stepper::Implementation {
     report_launch_.blocks = blocks_for(schedule_.slots.size(), device_.multiprocessors);
     make_tensors(problem);
     const auto pieces = static_cast<std::size_t>(schedule_.units.pieces);
-    workspace_.reserve((2 * schedule_.chunks.size() + 3 * schedule_.slots.size() + 3 * pieces + 1) * sizeof(double));
+    workspace_.reserve((2 * schedule_.chunks.size() + 4 * schedule_.slots.size() + 3 * pieces + 1) * sizeof(double));
     layouts_ = problem.layouts;
     scheduled_ = true;
   }
@@ -330,7 +338,7 @@ class Stepper::Implementation {
     header.tensor_rates = problem.clips_updates ? header.update_partials + schedule_.chunks.size() : nullptr;
     if (schedule_.units.pieces > 0) {
       header.chunk_units = cut_table_.use<ChunkUnits>(capturing_, units_at());
-      header.unit_sums = reinterpret_cast<UnitSums*>(header.update_partials + schedule_.chunks.size() + tensors);
+      header.unit_sums = reinterpret_cast<UnitSums*>(update_sums() + tensors);
       header.unit_factors = reinterpret_cast<double*>(header.unit_sums + schedule_.units.pieces);
     }
     header.report = report();
@@ -339,6 +347,7 @@ class Stepper::Implementation {
     header.loss_scale = problem.loss_scale;
     header.found_infinite = problem.found_infinite;
     header.parameter_sums = problem.parameter_sums;
+    header.update_means = problem.update_means;
     header.each_tensor = differs_by_tensor(problem) ? 1 : 0;
     header.group_limits = has_group_limits(problem) ? 1 : 0;
     header.rounding_seed = problem.rounding_seed;
@@ -407,6 +416,7 @@ void Stepper::run(const Problem& problem, bool changed, Phase phase, const doubl
 
 const Report* Stepper::report() const { return implementation_->report(); }
 const double* Stepper::tensor_sums() const { return implementation_->tensor_sums(); }
+const double* Stepper::update_sums() const { return implementation_->update_sums(); }
 int Stepper::launches() const { return implementation_->launches(); }
 
 }  // namespace gradfast::cuda

@@ -29,12 +29,14 @@ class Stepper {
   //   phase    measure: writes sum, norm, coefficient and first_nonfinite of the report, and the tensor sums.
   //            update: clips by `*total`, or by the report's own sum where total is null; counts a skipped step.
   //            both: one after the other.
-  //   total    device address of a sum of powers, for Phase::update alone; else null
+  //            measure_updates: between the two, where updates are measured apart; writes their sums.
+  //   total    device address of a sum of powers, for Phase::update and Phase::measure_updates; else null
   // Throws std::runtime_error with the name of the CUDA call that failed.
   void run(const Problem& problem, bool changed, Phase phase, const double* total, cudaStream_t stream);
 
   const Report* report() const;       // device address
   const double* tensor_sums() const;  // device address: sum of powers of each slot, in the order of Problem::slots
+  const double* update_sums() const;  // likewise, of squared updates, after the phase that measured them alone
   int launches() const;               // kernels that the last run() launched
 
  private:

@@ -56,7 +56,8 @@ enum Task : std::int32_t {
   kUpdate = 2,           // apply the rule
   kReport = 4,           // write the report and the tensors' sums
   kCount = 8,            // count a skipped step
-  kMeasureUpdates = 16,  // for update clipping: sum the squared updates of every chunk
+  kMeasureUpdates = 16,  // for update clipping: sum the squared updates of every chunk, in phase 1
+  kUpdatesApart = 32,    // the same once the clip factors are known
 };
 
 // The changing table: first the groups, then the gradients' addresses in the order of the tensors.
@@ -71,6 +72,7 @@ struct Header {
   double* tensor_scales;          // in the order of the tensors, where a policy gives each a factor of its own
   double* update_partials;        // update clipping: sum of squared updates of each chunk
   double* tensor_rates;           // update clipping: factors on the learning rates, by tensor; null: none
+  double* update_sums;            // where the report leaves the sums of update_partials, as tensor_sums; or null
   const ChunkUnits* chunk_units;  // AGC: the pieces of units in each chunk; null: nothing is clipped by units
   UnitSums* unit_sums;            // AGC: of each piece
   double* unit_factors;           // AGC: of each piece that is a whole unit
@@ -80,6 +82,7 @@ struct Header {
   const float* loss_scale;
   const float* found_infinite;
   const double* parameter_sums;  // as in Problem
+  const double* update_means;    // likewise
   std::uint64_t rounding_seed;
   Norm norm;
   ClipSettings clip;

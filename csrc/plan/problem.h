@@ -70,6 +70,9 @@ struct Problem {
 
   // Update clipping: a factor on each tensor's learning rate, which the step finds by the rule's squared_update.
   bool clips_updates = false;
+
+  // The means of squared updates by Slot::number, likewise of whole parameters; null: the step finds its own.
+  const double* update_means = nullptr;
 };
 
 inline bool has_group_limits(const Problem& problem) {
@@ -82,6 +85,13 @@ inline bool has_group_limits(const Problem& problem) {
 // What the gradients in memory carry; for a Problem whose addresses the host can read.
 inline double loss_scale_of(const Problem& problem) {
   return problem.loss_scale == nullptr ? 1.0 : *problem.loss_scale;
+}
+
+// True where the size of an update depends on the norm. Then it is not measured beside that, but in a phase of its own
+// between decision and update, which reads gradients and second moments once more: 8 bytes a parameter in fp32.
+inline bool measures_updates_apart(const Problem& problem) {
+  return problem.clips_updates &&
+         (problem.clip.max_norm != INFINITY || problem.clip.policies.count > 0 || has_group_limits(problem));
 }
 
 // True where tensors of one group may need constants of their own.
@@ -100,8 +110,9 @@ struct RandomPlace {
   }
 };
 
-// Which of the two phases to run. `update` alone takes the total (a sum of powers, not yet a norm) from the caller.
-enum class Phase : int { measure = 1, update = 2, both = 3 };
+// Which of the two phases to run. `update` alone takes the total (a sum of powers, not yet a norm) from the caller, and
+// so does `measure_updates`, for whoever joins updates measured apart with those of other processes.
+enum class Phase : int { measure = 1, update = 2, both = 3, measure_updates = 4 };
 
 // What a step leaves behind, in the memory of the device that ran it.
 struct Report {

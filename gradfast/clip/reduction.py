@@ -114,29 +114,44 @@ class Reduction:
             plain_copies = [bool(copy) and not self.spans for copy in copies]
             self.across = _Across(process_group, plain_copies)
         self.sums: Tensor | None = None
+        self.added: Tensor | None = None
 
     @property
     def device_type(self) -> str:
         """Where the sums of a rank that holds no tensor at all should be: where the others' are."""
         return "cpu" if self.across is None else self.across.ranks.usual_device_type()
 
-    def join(self, sums: Tensor, infinity: bool) -> Tensor:
+    def join(self, sums: Tensor, infinity: bool, added: Tensor | None = None) -> Tensor:
         """Return the total over all tensors and ranks, a 0-d float64 tensor on the device of `sums`.
 
         Args:
             sums: float64, one a tensor: sums of powers, zero for a tensor without a gradient.
             infinity: they are largest magnitudes instead, and so is the result.
+            added: further sums, one a tensor, joined in the same all-reduce (a second one beside largest magnitudes);
+                `self.added` has them afterwards, of whole tensors.
         """
+        if added is None or infinity:
+            self.sums = self._join_spans(sums, infinity)  # of whole tensors from here on
+            self.added = None if added is None else self._join_spans(added, False)
+        else:
+            self.sums, self.added = self._join_spans(torch.stack([sums, added]), False).unbind()
+        if self.across is not None:
+            return self.across.join(self.sums, infinity)
+        return _total(self.sums, infinity)
+
+    def join_added(self, added: Tensor) -> None:
+        """Join sums, one a tensor, into `self.added` alone."""
+        self.added = self._join_spans(added, False)
+
+    def _join_spans(self, sums: Tensor, infinity: bool) -> Tensor:
+        """Join sums of each tensor, in the last dimension, over the ranks that hold parts of it."""
         for span in self.spans:
             if span.index is None:
                 sums = span.join(sums, infinity)
             else:
                 index = span.index = span.index.to(sums.device)
-                sums = sums.index_copy(0, index, span.join(sums.index_select(0, index), infinity))
-        self.sums = sums  # of whole tensors from here on
-        if self.across is not None:
-            return self.across.join(sums, infinity)
-        return _total(sums, infinity)
+                sums = sums.index_copy(-1, index, span.join(sums.index_select(-1, index), infinity))
+        return sums
 
     def first_nonfinite(self, names: Sequence[str]) -> str:
         """Name a tensor whose sum was not finite at the last `join`, or say on which rank it is; "" if none. Waits."""

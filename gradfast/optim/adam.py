@@ -103,8 +103,10 @@ class AdamW(_Adam, torch.optim.AdamW):
     The L1 part is its proximal step: it stops at zero. For the further arguments see `ClippedOptimizer`.
 
     With `update_clipping=True` it is StableAdamW (Wortsman et al. 2023): every parameter's `lr` is divided by
-    `max(1, RMS)`, `RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))` with v of this step. That takes the place of
-    clipping by a norm. The step measures it beside the norm, which reads v once more.
+    `max(1, RMS)`, `RMS^2 = (1 - beta2^t) * mean(g^2 / max(v, eps^2))` with g and v as this step's update takes them. It
+    may stand in for clipping by a norm: then the step measures it beside the norm, which reads v once more. With
+    `max_norm` or a policy, g is known only after the decision, and g and v are read once more between decision and
+    update. Of a DTensor the mean is over all of it: it travels in the all-reduce of the norm, or in a second one.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -133,15 +135,7 @@ class AdamW(_Adam, torch.optim.AdamW):
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, capturable=capturable
         )
         self._init_clipping(options, foreach, fused, differentiable)
-        if update_clipping and (self.max_norm is not None or self._clip is not None):
-            raise ValueError("update_clipping=True takes the place of clipping by a norm: leave out max_norm and clip")
         self._clips_updates = update_clipping
-
-    def _clip_updates(self, settings: Any) -> None:
-        parameters = self._engine_parameters
-        if self._sharding is not None and any(hasattr(parameter, "_local_tensor") for parameter in parameters):
-            raise NotImplementedError("gradfast: update_clipping=True does not take DTensor parameters yet")
-        settings.clips_updates = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_clips_updates": self._clips_updates}

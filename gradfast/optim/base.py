@@ -73,7 +73,7 @@ class ClippedOptimizer(StepReport, Optimizer):
     _policy_state: PolicyState | None = None  # where the policy is more than a limit
 
     _has_group_limits = False
-    _clips_updates = False  # calls _clip_updates at every step
+    _clips_updates = False  # a rule that can divides each parameter's learning rate by its update's size
 
     # Joins the sums of powers of several processes into one, a 0-d tensor. Called between measuring and updating.
     _join_sums: Callable[[Any], Tensor] | None = None
@@ -83,10 +83,6 @@ class ClippedOptimizer(StepReport, Optimizer):
         raise NotImplementedError
 
     def _fresh_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _clip_updates(self, settings: Any) -> None:
-        """Have the step multiply each parameter's learning rate with a factor, or say by which."""
         raise NotImplementedError
 
     def _init_clipping(
@@ -177,8 +173,7 @@ class ClippedOptimizer(StepReport, Optimizer):
             self._policy_state.give_to(settings, held[0].device if held else torch.device("cpu"))
         if self._has_group_limits:
             settings.group_limits = group_limits(self.param_groups, self.max_norm)
-        if self._clips_updates:
-            self._clip_updates(settings)
+        settings.clips_updates = self._clips_updates
         missing = self._measure_and_update(engine, settings)
         if missing:
             self._make_states(missing)
@@ -201,12 +196,19 @@ class ClippedOptimizer(StepReport, Optimizer):
         if self._sharding is not None:
             self._sharding.place_gradients()
         missing = engine.measure(self.state, settings)
-        if not missing:
-            total = self._join_sums(engine)
-            each = None  # the sums of whole parameters, for a policy that clips each by itself
-            if self._clip is not None and self._clip.clips_each_parameter and self._sharding is not None:
+        if missing:
+            return missing
+        total = self._join_sums(engine)
+        each = means = None  # of whole parameters, where each has a factor of its own
+        if self._sharding is not None:
+            if self._clip is not None and self._clip.clips_each_parameter:
                 each = self._sharding.reduction.sums
-            engine.update(total, each)
+            if settings.clips_updates:
+                if engine.measures_updates_apart():
+                    engine.measure_updates(total, each)
+                    self._sharding.join_updates(engine)
+                means = self._sharding.update_means(engine)
+        engine.update(total, each, means)
         return missing
 
     # ---------------------------------------------------------------- the engine
@@ -237,7 +239,9 @@ class ClippedOptimizer(StepReport, Optimizer):
         replicated = [self.param_groups[number].get("replicated") for number in group_of]
         self._sharding = sharding = sharding_of(parameters, names, replicated, self.process_group)
         if sharding is not None:
-            self._join_sums = lambda engine: sharding.join(engine, self.norm_type)
+            self._join_sums = lambda engine: sharding.join(
+                engine, self.norm_type, self._settings.clips_updates and not engine.measures_updates_apart()
+            )
         limits = group_limits(self.param_groups, self.max_norm)
         self._has_group_limits = any(limit != math.inf for limit in limits)
         if self._has_group_limits and sharding is not None:

@@ -43,6 +43,12 @@ class Sharding:
         self._stepped: list[int] = []  # indices of the parameters that had a gradient in the last step
         self._places: tuple[list[int], Tensor] | None = None
         self._total: Tensor | None = None
+        # Of whole parameters. What each rank has of its own, under one name, is no part of anything.
+        self._elements = torch.tensor(
+            [p.numel() * (2 if p.is_complex() else 1) for p in parameters], dtype=torch.float64
+        )
+        own = [not is_dtensor(p) and copied is False for p, copied in zip(parameters, replicated)]
+        self._own = torch.tensor(own) if any(own) else None
 
     def place_gradients(self) -> None:
         """Give every gradient the placements of its parameter, where backward left it partial or in other pieces."""
@@ -62,10 +68,34 @@ class Sharding:
             if found.placements != wanted.placements:
                 parameter.grad = gradient.redistribute(placements=wanted.placements)
 
-    def join(self, engine: Any, norm_type: float) -> Tensor:
-        """Return the sum of powers over the gradients of all ranks, from what `engine` measured of this one's."""
-        self._total = self.reduction.join(self._all_sums(engine.member_sums()), infinity=norm_type == float("inf"))
+    def join(self, engine: Any, norm_type: float, with_updates: bool = False) -> Tensor:
+        """Return the sum of powers over the gradients of all ranks, from what `engine` measured of this one's.
+
+        Args:
+            engine: has measured.
+            norm_type: of the sum.
+            with_updates: join the squared updates that it measured beside them, for `update_means`.
+        """
+        updates = self._all_sums(engine.update_sums()) if with_updates and self.reduction.spans else None
+        sums = self._all_sums(engine.member_sums())
+        self._total = self.reduction.join(sums, norm_type == float("inf"), updates)
         return self._total
+
+    def join_updates(self, engine: Any) -> None:
+        """Join the squared updates that `engine` measured by themselves, for `update_means`."""
+        if self.reduction.spans:
+            self.reduction.join_added(self._all_sums(engine.update_sums()))
+
+    def update_means(self, engine: Any) -> Tensor | None:
+        """Return the mean squared update of each whole parameter; `None` where this rank holds whole ones alone."""
+        joined = self.reduction.added
+        if joined is None:
+            return None
+        if self._own is not None:
+            self._own = self._own.to(joined.device)
+            joined = torch.where(self._own, self._all_sums(engine.update_sums()), joined)
+        self._elements = self._elements.to(joined.device)
+        return joined / self._elements
 
     def _all_sums(self, measured: Sequence[tuple[list[int], Tensor]]) -> Tensor:
         """Put the sums of the devices' parameters in the parameters' places, zero for those without a gradient."""

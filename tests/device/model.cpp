@@ -298,19 +298,23 @@ double Model::expected_sum() const {
   return sum;
 }
 
-double Model::expected_rate(std::size_t index) const {
+double Model::expected_update_sum(std::size_t index) const {
   const Tensor& tensor = tensors_[index];
   const gradfast::Group& group = problem_.groups[problem_.slots[index].group];
-  if (!clips_updates || (group.rule != kAdam && group.rule != kAmsgrad) || tensor.elements == 0) return 1;
   const double beta2 = group.values.value[2], eps = group.values.value[3];
   long double sum = 0;
   for (std::int64_t e = 0; e < tensor.elements; ++e) {
-    const double g = gradient(tensor, e) / loss_scale;
+    const double g = gradient(tensor, e) / loss_scale * clip_factors_[index];
     const double v = beta2 * value(tensor, kFirstState + 1, e) + (1 - beta2) * g * g;
     sum += g * g / std::fmax(v, eps * eps);
   }
-  const double correction = 1 - std::pow(beta2, tensor.updates_before + 1.0);
-  return 1 / std::fmax(1, std::sqrt(correction * static_cast<double>(sum) / tensor.elements));
+  return static_cast<double>(sum) * (1 - std::pow(beta2, tensor.updates_before + 1.0));
+}
+
+double Model::expected_rate(std::size_t index) const {
+  const int rule = problem_.groups[problem_.slots[index].group].rule;
+  if (!clips_updates || (rule != kAdam && rule != kAmsgrad) || tensors_[index].elements == 0) return 1;
+  return 1 / std::fmax(1, std::sqrt(expected_update_sum(index) / tensors_[index].elements));
 }
 
 Report Model::report(const gradfast::cuda::Stepper& stepper) const {
@@ -408,15 +412,17 @@ void Model::check_step(gradfast::cuda::Stepper& stepper) {
     require(cudaMemcpy(sums.data(), stepper.tensor_sums(), sums.size() * sizeof(double), cudaMemcpyDeviceToHost),
             "the tensors' sums");
   }
+  clip_factors_.assign(tensors_.size(), now.coefficient);
+  for (std::size_t t = 0; t < tensor_coefficients.size(); ++t) clip_factors_[t] *= tensor_coefficients[t];
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
     const double relative = size_of(tensors_[t].dtypes[kGradient]) == 2 ? 1e-7 : 1e-13;
     check(close(sums[t], sum_of(tensors_[t]), relative), "sum of tensor " + std::to_string(t));
-    const double factor = tensor_coefficients.empty() ? 1 : tensor_coefficients[t];
-    check_tensor(t, now.coefficient / loss_scale * factor, now.skipped != 0);
+    check_tensor(t, clip_factors_[t] / loss_scale, now.skipped != 0);
   }
 }
 
 void Model::check_unchanged() {
+  clip_factors_.assign(tensors_.size(), 1);
   for (std::size_t t = 0; t < tensors_.size(); ++t) check_tensor(t, 1, true);
 }
 

@@ -88,7 +88,8 @@ class Model {
   std::vector<std::byte> bytes();  // of all arrays, for comparing runs bit for bit
   double expected_sum() const;
   double expected_sum(std::size_t tensor) const { return sum_of(tensors_[tensor]); }
-  double expected_rate(std::size_t tensor) const;  // update clipping's factor on its learning rate
+  double expected_rate(std::size_t tensor) const;  // update clipping's factor on its learning rate, after check_step
+  double expected_update_sum(std::size_t tensor) const;  // of squares, which that comes from
   const std::vector<double>& expected_unit_factors(std::size_t tensor) const { return tensors_[tensor].unit_factors; }
   std::int64_t skipped_steps = 0;
 
@@ -123,6 +124,7 @@ class Model {
   std::mt19937 random_;
   gradfast::Problem problem_;
   std::vector<Tensor> tensors_;
+  std::vector<double> clip_factors_;  // of each tensor in the last step, without the loss scale
   std::vector<std::unique_ptr<Memory>> steps_, rates_, scalars_, retired_;
 };
 

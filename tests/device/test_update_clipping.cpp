@@ -46,20 +46,22 @@ void check_steps(Model& model, Stepper& stepper) {
   check(model.skipped_steps == 1, "NaN is skipped");
 }
 
-// The tests' devices have one launch, or two: none more for the updates' sizes.
-void check_launches(const Stepper& stepper, const std::string& device) {
-  if (device.empty()) check(stepper.launches() <= 2, "launches");
+// The tests' devices have one launch, or two, and one more for the sizes of updates that depend on the norm.
+void check_launches(const Model& model, const Stepper& stepper, const std::string& device) {
+  const int apart = model.clip.max_norm != INFINITY ? 3 : 2;
+  if (device.empty()) check(stepper.launches() <= apart, "launches");
 #if defined(GRADFAST_SHIM)
-  check(stepper.launches() == (device.empty() ? 1 : 2), "launches " + std::to_string(stepper.launches()));
+  check(stepper.launches() == (device.empty() ? 1 : apart), "launches " + std::to_string(stepper.launches()));
 #endif
 }
 
 void all_dtypes(const std::string& device) {
   for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
     for (const int rule : {kAdam, kAmsgrad}) {
-      for (const bool misaligned : {false, true}) {
+      for (const int variant : {0, 1, 2, 3}) {
+        const bool misaligned = variant % 2 == 1, clipped = variant >= 2;
         case_name = std::string("update clipping: ") + name_of(rule) + " " + name_of(dtype) +
-                    (misaligned ? " misaligned" : "") + device;
+                    (misaligned ? " misaligned" : "") + (clipped ? " beside max_norm" : "") + device;
         Model model(31 + rule);
         model.add_group(rule, kValues);
         int shift = 0;
@@ -68,12 +70,12 @@ void all_dtypes(const std::string& device) {
           for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
           model.add(shape, dtype, 0, updates_of(t));
         }
-        model.clip.max_norm = 1;  // and the gradients clipped as well
+        if (clipped) model.clip.max_norm = 200;  // of about 2000: the updates' sizes follow
         model.loss_scale = 8;
         model.largest_gradient = 12;
         Stepper stepper(0);
         check_steps(model, stepper);
-        check_launches(stepper, device);
+        check_launches(model, stepper, device);
       }
     }
   }
@@ -104,10 +106,11 @@ void mixtures(const std::string& device) {
         for (int& each : shape.shift) each = misaligned ? (shift += 3) % 4 : 0;
         model.add_mixed(shape, formats, 0, updates_of(t));
       }
-      model.clip.max_norm = 1;
+      model.largest_gradient = 12;
+      if (misaligned) model.clip.max_norm = 600;
       Stepper stepper(0);
       check_steps(model, stepper);
-      check_launches(stepper, device);
+      check_launches(model, stepper, device);
     }
   }
 }
@@ -133,9 +136,11 @@ void layouts(const std::string& device) {
     add(vector_of(100), 0);                           // a dense one between
     add_strided({6, 4}, {9, 2}, {4, 1}, {4, 1});      // a view with gaps
     add_strided({80, 60}, {60, 1}, {0, 1}, {1, 80});  // an expanded gradient; more than one chunk
+    model.largest_gradient = 12;
+    if (kind == 1 || kind == 4) model.clip.max_norm = 100;
     Stepper stepper(0);
     check_steps(model, stepper);
-    check_launches(stepper, device);
+    check_launches(model, stepper, device);
   }
 }
 
@@ -146,7 +151,8 @@ void other_launches(const std::string&) {
     model.add_group(kAdam, kValues);
     for (std::size_t t = 0; t < kSizes.size(); ++t) model.add(vector_of(kSizes[t]), DType::float32, 0, updates_of(t));
     model.norm = {kind, kind == NormKind::general ? 3.5 : 2};
-    model.clip.max_norm = 1;
+    model.largest_gradient = 12;
+    if (kind != NormKind::one) model.clip.max_norm = kind == NormKind::infinity ? 6 : 50;
     Stepper stepper(0);
     check_steps(model, stepper);
     check(stepper.launches() == 3, "the norm, the updates' sizes, the step");
@@ -169,15 +175,16 @@ void tables(const std::string& device) {
     for (int g = 0; g < 2; ++g) model.add_group(kAdam, kValues);
     model.set_lr_on_device(1, 0.07, true);
     for (int t = 0; t < tensors; ++t) model.add(vector_of(1 + t % 4), DType::float32, t % 2, updates_of(t));
-    model.clip.max_norm = 1;
+    model.largest_gradient = 12;
+    model.clip.max_norm = 200;
     Stepper stepper(0);
     check_steps(model, stepper);
-    check_launches(stepper, device);
+    check_launches(model, stepper, device);
   }
 }
 
 // Two steps; all bits that came out.
-std::vector<std::byte> result(bool in_phases) {
+std::vector<std::byte> result(bool in_phases, double max_norm) {
   Model model(21);
   model.add_group(kAdam, kValues);
   for (std::size_t t = 0; t < kSizes.size(); ++t) {
@@ -187,7 +194,8 @@ std::vector<std::byte> result(bool in_phases) {
     model.add(vector_of(kSizes[t]), DType::float32, 0, updates_of(t + 1));
   }
   model.clips_updates = true;
-  model.clip.max_norm = 1;
+  model.largest_gradient = 12;
+  model.clip.max_norm = max_norm;
   Stepper stepper(0);
   for (int step = 0; step < 2; ++step) {
     model.fill_gradients();
@@ -197,19 +205,60 @@ std::vector<std::byte> result(bool in_phases) {
   return model.bytes();
 }
 
-void phases(const std::string&) { check(result(true) == result(false), "measured and updated apart, the same bits"); }
+void phases(const std::string&) {
+  for (const double max_norm : {static_cast<double>(INFINITY), 600.0}) {
+    check(result(true, max_norm) == result(false, max_norm), "measured and updated apart, the same bits");
+  }
+}
+
+// As a process does that holds half of every parameter: the sums of squared updates go out, and come back as means.
+void means_of_whole_parameters(const std::string&) {
+  for (const double max_norm : {static_cast<double>(INFINITY), 600.0}) {
+    Model model(23);
+    model.add_group(kAdam, kValues);
+    for (std::size_t t = 0; t < kSizes.size(); ++t) model.add(vector_of(kSizes[t]), DType::float32, 0, updates_of(t));
+    model.clips_updates = true;
+    model.largest_gradient = 12;
+    model.clip.max_norm = max_norm;
+    Stepper stepper(0);
+    model.fill_gradients();
+    model.remember();
+    model.run(stepper, true, gradfast::Phase::measure, nullptr);
+    if (max_norm != INFINITY) model.run(stepper, false, gradfast::Phase::measure_updates, nullptr);
+    Memory means(kSizes.size() * sizeof(double));
+    require(cudaMemcpy(means.host.data(), stepper.update_sums(), means.host.size(), cudaMemcpyDeviceToHost), "sums");
+    std::vector<double> sums(kSizes.size());
+    for (std::size_t t = 0; t < kSizes.size(); ++t) {
+      sums[t] = decode(means.host.data() + t * sizeof(double), DType::float64);
+      encode(sums[t] / static_cast<double>(kSizes[t]), means.host.data() + t * sizeof(double), DType::float64);
+    }
+    means.upload();
+    model.problem().update_means = reinterpret_cast<const double*>(means.device);
+    model.run(stepper, false, gradfast::Phase::update, nullptr);
+    require(cudaDeviceSynchronize(), "the step");
+    check(stepper.launches() == 1, "launches " + std::to_string(stepper.launches()));
+    model.check_step(stepper);
+    for (std::size_t t = 0; t < kSizes.size(); ++t) {
+      const double expected = model.expected_update_sum(t);
+      check(std::fabs(sums[t] - expected) <= 1e-5 * expected, "sum of squared updates " + std::to_string(t));
+    }
+  }
+}
 
 #if defined(GRADFAST_SHIM)
 
 void same_bits_on_every_grid() {
-  const auto expected = result(false);
-  for (const int multiprocessors : {1, 2, 7}) {
-    for (const bool cooperative : {true, false}) {
-      const OtherDevice device([&](shim::Device& d) {
-        d.multiprocessors = multiprocessors;
-        d.cooperative = cooperative;
-      });
-      check(result(false) == expected, "the same bits with " + std::to_string(multiprocessors) + " multiprocessors");
+  for (const double max_norm : {static_cast<double>(INFINITY), 600.0}) {
+    const auto expected = result(false, max_norm);
+    for (const int multiprocessors : {1, 2, 7}) {
+      for (const bool cooperative : {true, false}) {
+        const OtherDevice device([&](shim::Device& d) {
+          d.multiprocessors = multiprocessors;
+          d.cooperative = cooperative;
+        });
+        check(result(false, max_norm) == expected,
+              "the same bits with " + std::to_string(multiprocessors) + " multiprocessors");
+      }
     }
   }
 }
@@ -229,6 +278,7 @@ void run_update_clipping_cases() {
     run("other norms and rules", other_launches);
     run("tables of every size", tables);
     run("phases", phases);
+    run("means of whole parameters", means_of_whole_parameters);
   });
 #if defined(GRADFAST_SHIM)
   run_case("update clipping: the same bits on every grid", same_bits_on_every_grid);

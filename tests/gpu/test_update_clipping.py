@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from optim.stable_adamw import StableAdamW, give_gradients
 from torch import Tensor
 
 import gradfast
+from gradfast import clip
 from gradfast.bench.launches import launches_of
 from gradfast.bench.memory import peak_extra_bytes
 
@@ -80,3 +83,36 @@ def test_one_launch_and_no_waiting(tensors: int) -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert len(launches_of(optimizer.step)) == 1
     assert peak_extra_bytes(CUDA, optimizer.step) == 0
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"clip": clip.AdaGC(warmup=2)}])
+def test_beside_clipping_in_one_launch_as_on_the_cpu(options: dict[str, Any]) -> None:
+    runs = []
+    for device in (torch.device("cpu"), CUDA):
+        parameters = random(SHAPES, torch.float64, device, seed=0)
+        optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, **options)
+        for step in range(12):
+            give_gradients(parameters, step)
+            optimizer.step()
+        runs.append(parameters)
+    for mine, other in zip(*runs, strict=True):
+        torch.testing.assert_close(other.cpu(), mine, rtol=1e-9, atol=1e-12)
+    assert len(launches_of(optimizer.step)) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}])
+def test_parameters_on_two_devices(options: dict[str, Any]) -> None:
+    """Each device finds the rates of its own tensors."""
+    runs = []
+    for second in (torch.device("cpu"), CUDA):
+        parameters = random(SHAPES, torch.float64, torch.device("cpu"), seed=0)
+        parameters[::2] = [parameter.to(second) for parameter in parameters[::2]]
+        optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, **options)
+        for step in range(12):
+            give_gradients(parameters, step)
+            optimizer.step()
+        runs.append(parameters)
+    for mine, other in zip(*runs, strict=True):
+        torch.testing.assert_close(other.cpu(), mine, rtol=1e-9, atol=1e-12)
