@@ -106,28 +106,28 @@ GF_DEVICE double square_chunk(const ConstantsOf<Rule, Storage>& constants, const
 
 // The constants with the tensor's clip factor. In phase 1 nothing clips yet: there the loss scale is all that is taken
 // out of the gradients.
-template <class Rule, class Storage>
+template <class Rule, class Storage, bool kApart>
 GF_DEVICE_CALL void make_measuring_constants(const Header& header, const GroupEntry& group, int index, float updates,
                                              unsigned char* result) {
-  const double scale = header.tasks & kUpdatesApart ? header.tensor_scales[index] : 1.0 / loss_scale_of(header);
+  const double scale = kApart ? header.tensor_scales[index] : 1.0 / loss_scale_of(header);
   make_constants<Rule, Storage>(header, group, updates, scale, 1.0, result);
 }
 
-template <class Rule, class Storage>
+template <class Rule, class Storage, bool kApart>
 GF_DEVICE const ConstantsOf<Rule, Storage>& prepare_measuring(Prepared& prepared, const Header& header,
                                                               Changing changing, int index,
                                                               unsigned char* constants_of_warp) {
   const TensorEntry& tensor = header.tensors[index];
-  const Prepared wanted{header.tasks & kUpdatesApart ? index : tensor.group, updates_of(tensor)};
+  const Prepared wanted{kApart ? index : tensor.group, updates_of(tensor)};
   return refresh<Rule, Storage>(prepared, wanted, constants_of_warp, [&] {
-    make_measuring_constants<Rule, Storage>(header, changing.groups[tensor.group], index, wanted.updates,
-                                            constants_of_warp);
+    make_measuring_constants<Rule, Storage, kApart>(header, changing.groups[tensor.group], index, wanted.updates,
+                                                    constants_of_warp);
   });
 }
 
-// The squares of this block's updates, for the rules that know an update's size; in phase 1 its powers as well, where
-// the launch has that task too.
-template <class Rule, class Storage, class Kept>
+// The squares of this block's updates, for the rules that know an update's size: apart, or in phase 1, and there its
+// powers as well, where the launch has that task too.
+template <class Rule, class Storage, bool kApart, class Kept>
 GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, BlockMemory& memory, Share share,
                                     Kept kept) {
   unsigned char* constants_of_warp = memory.constants[warp_index()];
@@ -135,7 +135,7 @@ GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, Blo
   GF_NO_UNROLL
   for (int c = share.first + warp_index(); c < share.last; c += kWarps) {
     const ChunkEntry chunk = header.chunks[c];
-    if ((header.tasks & kMeasure) && !(header.tasks & kUpdatesApart)) {
+    if (!kApart && (header.tasks & kMeasure)) {
       if (header.tensors[chunk.tensor].layout < 0) {
         measure_chunk<NormTwo, Storage>(header, changing, c, kept);
       } else {
@@ -144,7 +144,7 @@ GF_DEVICE_CALL void measure_updates(const Header& header, Changing changing, Blo
       warp_barrier();  // what one lane kept, another may read
     }
     const auto& constants =
-        prepare_measuring<Rule, Storage>(prepared, header, changing, chunk.tensor, constants_of_warp);
+        prepare_measuring<Rule, Storage, kApart>(prepared, header, changing, chunk.tensor, constants_of_warp);
     const double part = square_chunk<Rule, Storage>(constants, header, chunk, changing.gradients[chunk.tensor], kept);
     const double sum = warp_join<NormTwo>(part);
     if (lane_index() == 0) header.update_partials[c] = sum * Rule::squared_update_factor(constants);

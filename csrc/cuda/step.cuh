@@ -76,7 +76,7 @@ template <class Rule, class Storage, class Kept>
 GF_DEVICE void measure_step(const Header& header, Changing changing, BlockMemory& memory, Share share, Kept kept) {
   if constexpr (ClipsUpdates<Rule>) {
     if (header.tasks & kMeasureUpdates) {
-      measure_updates<Rule, Storage>(header, changing, memory, share, kept);
+      measure_updates<Rule, Storage, false>(header, changing, memory, share, kept);
       return;
     }
   }
@@ -109,7 +109,7 @@ GF_DEVICE void step(const Header& header, const void* after_header) {
   if (header.each_tensor && !decision.skip) scale_tensors<ClipsUpdates<Rule>>(header, changing, memory, share);
   if constexpr (ClipsUpdates<Rule>) {
     if ((header.tasks & kUpdatesApart) && !decision.skip) {
-      measure_updates<Rule, Storage>(header, changing, memory, share, kept);
+      measure_updates<Rule, Storage, true>(header, changing, memory, share, kept);
       if (!(header.tasks & kUpdate)) return;
       grid_barrier();
       find_rates(header, share);
