@@ -78,6 +78,7 @@ class OptimizerState:
         self.model, self.optimizer, self.options = model, optimizer, options
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what torch's `get_optimizer_state_dict` does, and under "clip_state" the policies' memory."""
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         states: dict[str, Any] = get_optimizer_state_dict(self.model, self.optimizer, options=self.options)
@@ -94,6 +95,7 @@ class OptimizerState:
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give the optimiser what was saved; policies begin anew where `state_dict` has no "clip_state"."""
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
         states = {key: value for key, value in state_dict.items() if key != "clip_state"}
