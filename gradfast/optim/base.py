@@ -248,6 +248,7 @@ class ClippedOptimizer(StepReport, Optimizer):
             raise NotImplementedError("gradfast: max_norm of a parameter group does not take sharded parameters yet")
         if self._policy_state is not None:
             self._policy_state.grow_to(len(parameters))
+            self._policy_state.check_devices(parameters)
         self.precision.adopt(self.state)
         by_units = [] if self._clip is None else self._clip.by_units(names, parameters)
         self._engine = native.Engine(parameters, group_of, names, by_units)

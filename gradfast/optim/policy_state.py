@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,15 @@ class PolicyState:
         kept = min(len(values), len(self.values))
         values[:kept] = self.values[:kept]
         self.values = values
+
+    def check_devices(self, parameters: Sequence[Tensor]) -> None:
+        """Raise where single parameters are remembered on a device that cannot see them: there is one memory."""
+        devices = sorted({str(parameter.device) for parameter in parameters})
+        if len(devices) > 1 and len(self.split(self.values)[1]):
+            raise NotImplementedError(
+                f"gradfast: {self.policy!r} remembers every parameter, and takes parameters on one device alone, but "
+                f"they are on {', '.join(devices)}; make an optimiser for each device, or take another policy"
+            )
 
     def give_to(self, settings: Any, device: torch.device) -> None:
         """Hand chain and state to the engine's settings of a step; the state moves with the parameters."""

@@ -176,3 +176,15 @@ def test_as_a_function() -> None:
         for parameter, gradient, factor in zip(parameters, before, factors, strict=True):
             if gradient is not None:
                 torch.testing.assert_close(parameter.grad, gradient * factor, rtol=1e-10, atol=0)
+
+
+def test_a_policy_that_remembers_parameters_refuses_several_devices() -> None:
+    """Its memory lies on one of them: those of the other would never be remembered, and so never clipped."""
+    parameters = [torch.ones(2, requires_grad=True), torch.ones(2, device="meta", requires_grad=True)]
+    parameters[0].grad = torch.ones(2)
+    optimizer = gradfast.SGD(parameters, lr=0.1, clip=clip.Chain(clip.GlobalNorm(1.0), clip.AdaGC()))
+    with pytest.raises(NotImplementedError, match=r"AdaGC.*on cpu, meta"):
+        optimizer.step()
+    assert torch.equal(parameters[0], torch.ones(2))
+    gradfast.SGD(parameters, lr=0.1, clip=clip.PerParameterNorm(1.0)).step()  # meta has no gradient
+    assert not torch.equal(parameters[0], torch.ones(2))
