@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,13 @@ def test_one_import_reaches_every_room_of_the_library_and_loads_no_extra() -> No
     program = f"import sys, gradfast; {rooms}; print(*({extras} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_every_policy_runs_under_the_host_shim() -> None:
+    """The device tests name each of csrc/rules/chain.h."""
+    root = Path(__file__).parents[1]
+    listed = re.search(r"PolicyList<([^>]+)>;", (root / "csrc" / "rules" / "chain.h").read_text())
+    assert listed is not None
+    kinds = [name.strip() for name in listed[1].split(",")]
+    text = (root / "tests" / "device" / "test_policies.cpp").read_text()
+    assert len(kinds) >= 6 and not [kind for kind in kinds if f"k{kind}" not in text]
