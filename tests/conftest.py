@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from hypothesis import settings
@@ -25,8 +23,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _every_message_is_heard() -> None:
-    logging.getLogger("gradfast").setLevel(logging.NOTSET)  # a benchmark that ran before may have stilled it

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from cures import CURES
 from scenarios import SCENARIOS
 from table import curves, markdown, text
-from trial import Result, run, run_job
+from trial import Result, run, run_job, still
 
 
 def main() -> None:
@@ -75,10 +74,10 @@ def read(path: Path) -> dict[str, Result]:
 
 def results_of(jobs: list[tuple[Any, ...]], processes: int) -> Iterator[Result]:
     if processes <= 1 or len(jobs) < 4:
-        torch.set_num_threads(1)
+        still()
         yield from (run(*job) for job in jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=still) as pool:
         yield from pool.imap_unordered(run_job, jobs, chunksize=4)
 
 
