@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradfast.optim.callers import callers
+
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
@@ -17,14 +19,12 @@ _HELPERS = "torch.distributed.checkpoint.state_dict"
 
 
 def wants_states_alone(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step that is asked for is torch's way to get an optimiser's states made.
+    """Whether the step that an optimiser without any state is asked for is torch's way to get its states made.
 
     `get_optimizer_state_dict` and `set_optimizer_state_dict` let an optimiser without any state do a step with
     gradients of zero at a learning rate of zero. To torch's optimisers that is a first step: it counts, and decay
     enters the momentum. To a clip policy it is a sample.
     """
-    if optimizer.state or sys.modules.get(_HELPERS) is None:
-        return False
     rates = [group.get("lr") for group in optimizer.param_groups]
     if not all(isinstance(rate, Tensor) or rate == 0 for rate in rates):  # a tensor's value would be waited for
         return False
@@ -33,12 +33,9 @@ def wants_states_alone(optimizer: torch.optim.Optimizer) -> bool:
 
 def called_by_helpers() -> bool:
     """Whether torch's state-dict helpers are among the callers; wrappers of a step or a `state_dict` may be between."""
-    frame = sys._getframe(1) if _HELPERS in sys.modules else None
-    while frame is not None:
-        if frame.f_globals.get("__name__") == _HELPERS:
-            return True
-        frame = frame.f_back
-    return False
+    if _HELPERS not in sys.modules:
+        return False
+    return any(frame.f_globals.get("__name__") == _HELPERS for frame in callers())
 
 
 class OptimizerState:

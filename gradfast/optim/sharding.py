@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradfast.clip.reduction import Reduction, finish, is_dtensor
+from gradfast.optim.callers import callers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -153,12 +154,12 @@ def surrounding_group() -> ProcessGroup | None:
     each rank by another factor, silently; so its constructor is looked for among the callers.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = sys._getframe(1) if module is not None else None
-    while frame is not None:
+    if module is None:
+        return None
+    for frame in callers():
         caller = frame.f_locals.get("self")
-        if isinstance(caller, module.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
+        if isinstance(caller, module.ZeroRedundancyOptimizer):
             return caller.process_group
-        frame = frame.f_back
     return None
 
 
