@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu.host import assert_one_launch_and_no_waiting
 from gpu.oracle import random
 from optim.agc_oracle import clipped
 
 import gradfast
 from gradfast import clip
-from gradfast.bench.launches import launches_of
-from gradfast.bench.memory import peak_extra_bytes
 
 # Units of every size beside a warp's and a chunk's: some end in a chunk, some cross one border or several.
 SHAPES = [(300, 9), (5,), (), (40_001,), (64, 3, 7, 7), (0, 3), (400, 33), (3, 4097), (2, 9000), (4096, 1)]
@@ -61,11 +60,4 @@ def test_one_launch_and_no_waiting(tensors: int) -> None:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer = gradfast.AdamW(parameters, clip=clip.AGC(0.01))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(launches_of(optimizer.step)) == 1
-    assert peak_extra_bytes(CUDA, optimizer.step) == 0
+    assert_one_launch_and_no_waiting(optimizer)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
+from gpu.host import no_synchronisation
 from gpu.oracle import random
 from torch import Tensor
 
@@ -52,15 +51,6 @@ def test_the_profiler_shows_one_range() -> None:
     with torch.profiler.profile() as profiler:
         optimizer.step()
     assert [event.name for event in profiler.events()].count("gradfast::step") >= 1
-
-
-@contextmanager
-def no_synchronisation() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("tensors", [161, 2000, 5000])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu.test_host import no_synchronisation
+from gpu.host import no_synchronisation
 from torch import nn
 
 import gradfast

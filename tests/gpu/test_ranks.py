@@ -6,12 +6,13 @@ The same runs here on the CPU with gloo. Several ranks are the business of tests
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from gpu.host import no_synchronisation
 from gpu.oracle import Pair, random
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -38,16 +39,8 @@ def world(request: pytest.FixtureRequest, device: torch.device, tmp_path: Path) 
     dist.destroy_process_group()
 
 
-@contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Has torch raise where its host waits for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
+def no_waiting(device: torch.device) -> AbstractContextManager[None]:
+    return no_synchronisation() if device.type == "cuda" else nullcontext()
 
 
 @pytest.mark.parametrize("where", ["on the device", "on the CPU"])

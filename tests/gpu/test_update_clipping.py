@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu.host import assert_one_launch_and_no_waiting
 from gpu.oracle import random
 from optim.stable_adamw import StableAdamW, give_gradients
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch import Tensor
 import gradfast
 from gradfast import clip
 from gradfast.bench.launches import launches_of
-from gradfast.bench.memory import peak_extra_bytes
 
 SHAPES = [(30, 7), (5,), (), (4096,), (40_001,), (64, 3, 7, 7), (0,)]
 CUDA = torch.device("cuda")
@@ -75,14 +75,7 @@ def test_one_launch_and_no_waiting(tensors: int) -> None:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer = gradfast.AdamW(parameters, update_clipping=True)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(launches_of(optimizer.step)) == 1
-    assert peak_extra_bytes(CUDA, optimizer.step) == 0
+    assert_one_launch_and_no_waiting(optimizer)
 
 
 @pytest.mark.cuda

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu.host import assert_one_launch_and_no_waiting
 from gpu.oracle import random
 
 import gradfast
 from gradfast import clip
-from gradfast.bench.launches import launches_of
-from gradfast.bench.memory import peak_extra_bytes
 
 SHAPES = [(30, 7), (5,), (), (4096,), (40_001,), (64, 3, 7, 7), (0,)]
 LIMIT, SCALE = 0.3, 64.0
@@ -51,11 +50,4 @@ def test_one_launch_and_no_waiting(tensors: int) -> None:
         parameter.grad = torch.ones_like(parameter)
     optimizer = gradfast.AdamW(parameters, clip=clip.Value(0.5))
     optimizer.grad_scale = torch.tensor(2.0, device=CUDA)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(launches_of(optimizer.step)) == 1
-    assert peak_extra_bytes(CUDA, optimizer.step) == 0
+    assert_one_launch_and_no_waiting(optimizer)
