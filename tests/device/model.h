@@ -9,6 +9,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -42,6 +43,22 @@ struct Shape {
 };
 
 inline Shape vector_of(std::int64_t elements) { return Shape{{elements}}; }
+
+// Arrays that do not share one dense layout; `rest`: strides of the states, and of a master's copy.
+inline Shape strided(std::vector<std::int64_t> sizes, std::vector<std::int64_t> parameter,
+                     std::vector<std::int64_t> gradient, const std::vector<std::int64_t>& rest) {
+  Shape shape{std::move(sizes)};
+  shape.strides.fill(rest);
+  shape.strides[gradfast::kParameter] = std::move(parameter);
+  shape.strides[gradfast::kGradient] = std::move(gradient);
+  shape.needs_layout = true;
+  return shape;
+}
+
+// Begins each array at another distance from a 16-byte boundary; `shift` counts on from tensor to tensor.
+inline void misalign(Shape& shape, int& shift, DType dtype) {
+  for (int& each : shape.shift) each = (shift += 3) % (16 / static_cast<int>(size_of(dtype)));
+}
 
 class Model {
  public:

@@ -8,26 +8,14 @@
 #include "devices.h"
 #include "model.h"
 #include "plan/units.h"
+#include "samples.h"
 
 namespace test {
 namespace {
 
-using gradfast::Format;
 using gradfast::Formats;
-using gradfast::kFirstState;
-using gradfast::kGradient;
-using gradfast::kParameter;
 using gradfast::Phase;
 using gradfast::cuda::Stepper;
-
-const std::vector<double> kSgdValues = {0.1, 0.9, 0.25, 1, 0.01, 0.001, 0};
-const std::vector<double> kAdamValues = {0.01, 0.9, 0.99, 1e-3, 0.02, 0.001, 1, 0};
-const std::vector<double> kLionValues = {0.01, 0.9, 0.99, 0.02, 0.001, 1};
-
-std::vector<double> values_of(int rule) {
-  if (rule == kLion) return kLionValues;
-  return rule == kAdam || rule == kAmsgrad ? kAdamValues : kSgdValues;
-}
 
 // Units of every tail and around a chunk's 4096 elements; units that end in chunks, fill them, cross one border or
 // several; whole vectors; nothing at all.
@@ -39,7 +27,7 @@ void add_all(Model& model, int group, DType dtype, bool misaligned) {
   int shift = 0;
   for (const auto& sizes : kSizes) {
     Shape shape{sizes};
-    for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
+    if (misaligned) misalign(shape, shift, dtype);
     model.add(shape, dtype, group, static_cast<float>(shift % 4));
   }
 }
@@ -136,17 +124,6 @@ void all_rules_and_dtypes(const std::string& device) {
   }
 }
 
-Formats masters_of(Format parameter, Format gradient) {
-  Formats formats;
-  formats.array[kGradient] = gradient;
-  formats.array[kFirstState + 2] = parameter;
-  formats.has_copy = true;
-  return formats;
-}
-
-const Formats kMasters = masters_of(Format::bfloat16, Format::bfloat16);
-const Formats kHalves = masters_of(Format::float16, Format::float16);
-
 void mixtures(const std::string&) {
   for (const Formats& formats : {kMasters, kHalves}) {
     for (const bool misaligned : {false, true}) {
@@ -155,7 +132,7 @@ void mixtures(const std::string&) {
       int shift = 0;
       for (const auto& sizes : kSizes) {
         Shape shape{sizes};
-        for (int& each : shape.shift) each = misaligned ? (shift += 3) % 4 : 0;
+        if (misaligned) misalign(shape, shift, DType::float32);
         model.add_mixed(shape, formats, 0, 100);
       }
       model.clip.max_norm = 20;
@@ -173,20 +150,11 @@ void layouts(const std::string&) {
       if (kind < 4) model.add(shape, static_cast<DType>(kind), 0, 200);
       if (kind == 4) model.add_mixed(shape, kMasters, 0, 200);
     };
-    const auto add_strided = [&](std::vector<std::int64_t> sizes, std::vector<std::int64_t> parameter,
-                                 std::vector<std::int64_t> gradient) {
-      Shape shape{std::move(sizes)};
-      shape.strides.fill({shape.sizes[1], 1});
-      shape.strides[kParameter] = std::move(parameter);
-      shape.strides[kGradient] = std::move(gradient);
-      shape.needs_layout = true;
-      add(std::move(shape));
-    };
-    add_strided({80, 60}, {60, 1}, {1, 80});  // a transposed gradient; more than one chunk
-    add_strided({80, 60}, {1, 80}, {1, 80});  // transposed weights and gradients
-    add(Shape{{10, 10}});                     // a dense one between
-    add_strided({5, 7}, {7, 1}, {9, 1});      // a view with gaps
-    add_strided({3, 5000}, {1, 3}, {0, 1});   // an expanded gradient; units that cross chunks
+    add(strided({80, 60}, {60, 1}, {1, 80}, {60, 1}));   // a transposed gradient; more than one chunk
+    add(strided({80, 60}, {1, 80}, {1, 80}, {60, 1}));   // transposed weights and gradients
+    add(Shape{{10, 10}});                                // a dense one between
+    add(strided({5, 7}, {7, 1}, {9, 1}, {7, 1}));        // a view with gaps
+    add(strided({3, 5000}, {1, 3}, {0, 1}, {5000, 1}));  // an expanded gradient; units that cross chunks
     Stepper stepper(0);
     check_steps(model, stepper, 3);
   }

@@ -6,25 +6,14 @@
 #include "cases.h"
 #include "devices.h"
 #include "model.h"
+#include "samples.h"
 
 namespace test {
 namespace {
 
-using gradfast::Format;
 using gradfast::Formats;
-using gradfast::kFirstState;
-using gradfast::kGradient;
-using gradfast::kParameter;
 using gradfast::NormKind;
 using gradfast::cuda::Stepper;
-
-const std::vector<double> kSgdValues = {0.1, 0.9, 0.25, 1, 0.01, 0.001, 0};
-const std::vector<double> kAdamValues = {0.01, 0.9, 0.99, 1e-3, 0.02, 0.001, 1, 0};
-
-std::vector<double> values_of(int rule) {
-  if (rule == kLion) return {0.01, 0.9, 0.99, 0.02, 0.001, 1};
-  return rule == kAdam || rule == kAmsgrad ? kAdamValues : kSgdValues;
-}
 
 // Every tail of a warp's vectors, chunks and their neighbours, and tensors of several chunks.
 const std::vector<std::int64_t> kSizes = {0, 1, 2, 3, 5, 8, 17, 127, 129, 513, 1023, 4095, 4096, 4097, 8193, 12301};
@@ -58,7 +47,7 @@ void all_rules_and_dtypes(const std::string& device) {
         int shift = 0;
         for (const std::int64_t size : kSizes) {
           Shape shape = vector_of(size);
-          for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
+          if (misaligned) misalign(shape, shift, dtype);
           model.add(shape, dtype, 0, static_cast<float>(shift % 4));
         }
         Stepper stepper(0);
@@ -82,17 +71,6 @@ void norms(const std::string&) {
   }
 }
 
-Formats masters_of(Format parameter, Format gradient) {
-  Formats formats;
-  formats.array[kGradient] = gradient;
-  formats.array[kFirstState + 2] = parameter;
-  formats.has_copy = true;
-  return formats;
-}
-
-const Formats kMasters = masters_of(Format::bfloat16, Format::bfloat16);
-const Formats kHalves = masters_of(Format::float16, Format::float16);
-
 void mixtures(const std::string&) {
   for (const Formats& formats : {kMasters, kHalves}) {
     for (const bool clips_updates : {false, true}) {
@@ -102,7 +80,7 @@ void mixtures(const std::string&) {
         int shift = 0;
         for (const std::int64_t size : kSizes) {
           Shape shape = vector_of(size);
-          for (int& each : shape.shift) each = misaligned ? (shift += 3) % 4 : 0;
+          if (misaligned) misalign(shape, shift, DType::float32);
           model.add_mixed(shape, formats, 0, 100);
         }
         model.clips_updates = clips_updates;
@@ -133,16 +111,9 @@ void layouts(const std::string&) {
       if (kind < 4) model.add(shape, static_cast<DType>(kind), 0, 200);
       if (kind == 4) model.add_mixed(shape, kMasters, 0, 200);
     };
-    const auto add_strided = [&](std::vector<std::int64_t> sizes, std::vector<std::int64_t> gradient) {
-      Shape shape{std::move(sizes)};
-      shape.strides.fill({shape.sizes[1], 1});
-      shape.strides[kGradient] = std::move(gradient);
-      shape.needs_layout = true;
-      add(std::move(shape));
-    };
-    add_strided({80, 60}, {1, 80});  // a transposed gradient; more than one chunk
-    add(vector_of(100));             // a dense one between
-    add_strided({5, 7}, {9, 1});     // a view with gaps
+    add(strided({80, 60}, {60, 1}, {1, 80}, {60, 1}));  // a transposed gradient; more than one chunk
+    add(vector_of(100));                                // a dense one between
+    add(strided({5, 7}, {7, 1}, {9, 1}, {7, 1}));       // a view with gaps
     model.clips_updates = kind % 2 == 1;
     Stepper stepper(0);
     check_steps(model, stepper);

@@ -70,7 +70,7 @@ Model model_of(const Mixture& mixture, int rule, bool misaligned) {
   int shift = 0;
   for (const std::int64_t size : kSizes) {
     Shape shape = vector_of(size);
-    for (int& each : shape.shift) each = misaligned ? (shift += 3) % 4 : 0;
+    if (misaligned) misalign(shape, shift, DType::float32);
     model.add_mixed(shape, mixture.formats(rule), group, static_cast<float>(shift % 4));
   }
   model.clip.max_norm = 1;

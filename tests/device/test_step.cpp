@@ -43,7 +43,7 @@ Model model_of(DType dtype, int rule, bool misaligned, int variant = 0) {
   int shift = 0;
   for (const std::int64_t size : kSizes) {
     Shape shape = vector_of(size);
-    for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
+    if (misaligned) misalign(shape, shift, dtype);
     model.add(shape, dtype, group, static_cast<float>(shift % 4));
   }
   return model;
@@ -83,14 +83,6 @@ void alignments() {
     Stepper stepper(0);
     model.step_and_check(stepper, true);
   }
-}
-
-Shape strided(std::vector<std::int64_t> sizes, std::vector<std::int64_t> parameter, std::vector<std::int64_t> gradient,
-              std::vector<std::int64_t> states) {
-  Shape shape{std::move(sizes)};
-  shape.strides = {parameter, gradient, states, states, states};
-  shape.needs_layout = true;
-  return shape;
 }
 
 void layouts() {

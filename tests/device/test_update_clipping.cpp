@@ -67,7 +67,7 @@ void all_dtypes(const std::string& device) {
         int shift = 0;
         for (std::size_t t = 0; t < kSizes.size(); ++t) {
           Shape shape = vector_of(kSizes[t]);
-          for (int& each : shape.shift) each = misaligned ? (shift += 3) % (16 / static_cast<int>(size_of(dtype))) : 0;
+          if (misaligned) misalign(shape, shift, dtype);
           model.add(shape, dtype, 0, updates_of(t));
         }
         if (clipped) model.clip.max_norm = 200;  // of about 2000: the updates' sizes follow
@@ -103,7 +103,7 @@ void mixtures(const std::string& device) {
       int shift = 0;
       for (std::size_t t = 0; t < kSizes.size(); ++t) {
         Shape shape = vector_of(kSizes[t]);
-        for (int& each : shape.shift) each = misaligned ? (shift += 3) % 4 : 0;
+        if (misaligned) misalign(shape, shift, DType::float32);
         model.add_mixed(shape, formats, 0, updates_of(t));
       }
       model.largest_gradient = 12;
@@ -123,19 +123,10 @@ void layouts(const std::string& device) {
       if (kind < 4) model.add(shape, static_cast<DType>(kind), 0, updates);
       if (kind == 4) model.add_mixed(shape, kMasters, 0, updates);
     };
-    const auto add_strided = [&](std::vector<std::int64_t> sizes, std::vector<std::int64_t> parameter,
-                                 std::vector<std::int64_t> gradient, std::vector<std::int64_t> rest) {
-      Shape shape{std::move(sizes)};
-      shape.strides.fill(rest);
-      shape.strides[kParameter] = std::move(parameter);
-      shape.strides[kGradient] = std::move(gradient);
-      shape.needs_layout = true;
-      add(std::move(shape), 200);
-    };
-    add_strided({5, 7}, {7, 1}, {1, 5}, {7, 1});      // a transposed gradient
-    add(vector_of(100), 0);                           // a dense one between
-    add_strided({6, 4}, {9, 2}, {4, 1}, {4, 1});      // a view with gaps
-    add_strided({80, 60}, {60, 1}, {0, 1}, {1, 80});  // an expanded gradient; more than one chunk
+    add(strided({5, 7}, {7, 1}, {1, 5}, {7, 1}), 200);      // a transposed gradient
+    add(vector_of(100), 0);                                 // a dense one between
+    add(strided({6, 4}, {9, 2}, {4, 1}, {4, 1}), 200);      // a view with gaps
+    add(strided({80, 60}, {60, 1}, {0, 1}, {1, 80}), 200);  // an expanded gradient; more than one chunk
     model.largest_gradient = 12;
     if (kind == 1 || kind == 4) model.clip.max_norm = 100;
     Stepper stepper(0);
