@@ -78,16 +78,21 @@ def test_one_launch_and_no_waiting(tensors: int) -> None:
     assert_one_launch_and_no_waiting(optimizer)
 
 
+def twelve_steps(parameters: list[Tensor], options: dict[str, Any]) -> gradfast.AdamW:
+    optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, **options)
+    for step in range(12):
+        give_gradients(parameters, step)
+        optimizer.step()
+    return optimizer
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"clip": clip.AdaGC(warmup=2)}])
 def test_beside_clipping_in_one_launch_as_on_the_cpu(options: dict[str, Any]) -> None:
     runs = []
     for device in (torch.device("cpu"), CUDA):
         parameters = random(SHAPES, torch.float64, device, seed=0)
-        optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, **options)
-        for step in range(12):
-            give_gradients(parameters, step)
-            optimizer.step()
+        optimizer = twelve_steps(parameters, options)
         runs.append(parameters)
     for mine, other in zip(*runs, strict=True):
         torch.testing.assert_close(other.cpu(), mine, rtol=1e-9, atol=1e-12)
@@ -102,10 +107,7 @@ def test_parameters_on_two_devices(options: dict[str, Any]) -> None:
     for second in (torch.device("cpu"), CUDA):
         parameters = random(SHAPES, torch.float64, torch.device("cpu"), seed=0)
         parameters[::2] = [parameter.to(second) for parameter in parameters[::2]]
-        optimizer = gradfast.AdamW(parameters, lr=0.01, update_clipping=True, **options)
-        for step in range(12):
-            give_gradients(parameters, step)
-            optimizer.step()
+        twelve_steps(parameters, options)
         runs.append(parameters)
     for mine, other in zip(*runs, strict=True):
         torch.testing.assert_close(other.cpu(), mine, rtol=1e-9, atol=1e-12)

@@ -29,21 +29,34 @@ class Line(torch.nn.Module):
         return {"loss": (self.weight * x.mean(0)).sum()}
 
 
-def trained(folder: Path, optimizer: object, callback: bool = True, steps: int = 1, **options: object) -> tuple:
+class Bowl(Line):
+    """A gradient that changes with the weights."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": ((self.weight - x.mean(0)) ** 2).sum()}
+
+
+def trained(
+    folder: Path,
+    optimizer: object,
+    callback: bool = True,
+    steps: int = 1,
+    model: type[Line] = Line,
+    resume: bool = False,
+    **options: object,
+) -> tuple:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        learning_rate=1.0,
         lr_scheduler_type="constant",
         logging_steps=1,
-        save_strategy="no",
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        **options,
+        **{"learning_rate": 1.0, "save_strategy": "no", **options},
     )
     trainer = transformers.Trainer(
-        model=Line(),
+        model=model(),
         args=arguments,
         train_dataset=TensorDataset(torch.tensor([[6.0, 8.0]] * 64)),
         data_collator=lambda rows: {"x": torch.stack([x for (x,) in rows])},
@@ -51,7 +64,7 @@ def trained(folder: Path, optimizer: object, callback: bool = True, steps: int =
     )
     if callback:
         trainer.add_callback(ClipInStep(trainer))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return (
         trainer,
         trainer.model.weight.tolist(),
@@ -84,37 +97,13 @@ def test_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     """The Trainer saves and loads the optimiser's state; the run goes on as if it had not been cut."""
 
     def run(folder: Path, steps: int, resume: bool = False) -> list[float]:
-        arguments = transformers.TrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            learning_rate=0.1,
-            lr_scheduler_type="constant",
-            save_steps=3,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
-        trainer = transformers.Trainer(
-            model=Bowl(),
-            args=arguments,
-            train_dataset=TensorDataset(torch.tensor([[6.0, 8.0]] * 64)),
-            data_collator=lambda rows: {"x": torch.stack([x for (x,) in rows])},
-            optimizer_cls_and_kwargs=(gradfast.AdamW, {"lr": 0.1}),
-        )
-        trainer.add_callback(ClipInStep(trainer))
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer.model.weight.tolist()
+        optimizer = (gradfast.AdamW, {"lr": 0.1})
+        saving = {"learning_rate": 0.1, "save_strategy": "steps", "save_steps": 3}
+        return trained(folder, optimizer, steps=steps, model=Bowl, resume=resume, **saving)[1]
 
     straight = run(tmp_path / "straight", 6)
     run(tmp_path / "cut", 3)
     assert run(tmp_path / "cut", 6, resume=True) == straight
-
-
-class Bowl(Line):
-    """A gradient that changes with the weights."""
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"loss": ((self.weight - x.mean(0)) ** 2).sum()}
 
 
 def test_example(example: object) -> None:
